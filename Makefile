@@ -1,0 +1,42 @@
+# Every target installs what it misses and builds with one profile, so RocksDB is compiled once.
+
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+SPARE := $(TARGET_DIR)/release/spare
+
+.PHONY: help setup build demo test bench scale lint
+
+help:
+	@echo "make demo    a whole storage network on this machine: put, kill, damage, get, recover"
+	@echo "make test    all tests"
+	@echo "make bench   speeds, as ratios to physical limits measured in the same run"
+	@echo "make scale   a 3 GiB file over 30 providers, with memory figures"
+	@echo "make lint    formatting and clippy"
+	@echo "make build   the program, in $(SPARE)"
+
+# The bindings of RocksDB are generated with libclang; RocksDB itself and AWS-LC need a C and C++ compiler.
+setup:
+	@if ! ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 && [ -z "$$LIBCLANG_PATH" ]; then \
+	  echo "installing libclang-dev"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends libclang-dev >/dev/null; \
+	fi
+
+build: setup
+	$(CARGO) build --release --workspace --all-targets
+
+demo: build
+	$(SPARE) demo
+
+test: build
+	$(CARGO) test --release --workspace --no-fail-fast
+
+bench: build
+	$(TARGET_DIR)/release/bench
+
+scale: build
+	$(TARGET_DIR)/release/scale
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings

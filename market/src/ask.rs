@@ -1,0 +1,80 @@
+//! Asks: a provider's signed offer.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::signed::{Signable, SignedBytes};
+
+/// Longest operator name, in bytes.
+pub const OPERATOR_MAX_BYTES: usize = 64;
+/// Most addresses of each kind in an ask.
+pub const ADDRESSES_MAX: usize = 8;
+/// Longest time from signing that an ask may claim to hold, in seconds.
+pub const VALIDITY_MAX_S: u64 = 24 * 3600;
+
+/// A provider's signed offer, signed by its node key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// The first version.
+    V1(AskV1),
+}
+
+/// The first version of an ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskV1 {
+    /// The grant that lets the node key offer in its account's name.
+    pub grant: SignedBytes,
+    /// Who runs the node, in the operator's own words. Nodes of one operator fail together.
+    pub operator: String,
+    /// Where `spare/1` over quinn listens.
+    pub direct: Vec<SocketAddr>,
+    /// Where libp2p listens, as multiaddrs in text.
+    pub libp2p: Vec<String>,
+    /// Bytes on offer in all.
+    pub offered_bytes: u64,
+    /// Bytes still free.
+    pub free_bytes: u64,
+    /// Unix time in seconds of signing. A newer ask replaces an older one.
+    pub made_s: u64,
+    /// Unix time in seconds until which the ask holds.
+    pub valid_until_s: u64,
+}
+
+impl Signable for Ask {
+    const DOMAIN: &'static str = "spare 2026 ask v1";
+    const MAX_BYTES: usize = 4096;
+}
+
+/// Why an ask is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It does not hold at this time.
+    #[error("the ask is not valid at this time")]
+    NotNow,
+    /// A field is longer than it may be.
+    #[error("a field of the ask exceeds its bound")]
+    Bounds,
+}
+
+impl AskV1 {
+    /// Checks the fields at unix time `now_s`. Signature and grant are checked apart.
+    ///
+    /// # Errors
+    /// [`AskError`] when the ask is not to be used.
+    pub fn check(&self, now_s: u64) -> Result<(), AskError> {
+        let clock_skew_s = 600;
+        let in_time = self.made_s <= now_s + clock_skew_s
+            && now_s < self.valid_until_s
+            && self.valid_until_s <= self.made_s.saturating_add(VALIDITY_MAX_S);
+        if !in_time {
+            return Err(AskError::NotNow);
+        }
+        let printable = self.operator.chars().all(|c| !c.is_control());
+        let bounded = self.operator.len() <= OPERATOR_MAX_BYTES
+            && self.direct.len() <= ADDRESSES_MAX
+            && self.libp2p.len() <= ADDRESSES_MAX
+            && self.free_bytes <= self.offered_bytes;
+        if bounded && printable { Ok(()) } else { Err(AskError::Bounds) }
+    }
+}

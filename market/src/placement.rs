@@ -1,0 +1,276 @@
+//! Placement: which provider holds which shard, and how providers are chosen.
+//!
+//! [`choose`] is pure and seeded: the same candidates and seed give the same providers, so simulations run the
+//! production rule. Shards of one segment go to distinct failure domains: no two share an operator name, nor an
+//! observed /24 (IPv4) or /48 (IPv6). Within that, the draw is weighted by free room and by record.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::keys::PublicKey;
+
+/// The network part of an address, which neighbours share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Subnet {
+    /// An IPv4 /24.
+    V4([u8; 3]),
+    /// An IPv6 /48.
+    V6([u8; 6]),
+}
+
+impl From<IpAddr> for Subnet {
+    fn from(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => {
+                let [a, b, c, _] = ip.octets();
+                Self::V4([a, b, c])
+            }
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, e, f, ..] = ip.octets();
+                Self::V6([a, b, c, d, e, f])
+            }
+        }
+    }
+}
+
+/// A provider that may be given a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its node key.
+    pub node: PublicKey,
+    /// Its operator's name.
+    pub operator: String,
+    /// The network it was observed at.
+    pub subnet: Subnet,
+    /// Room it says it has.
+    pub free_bytes: u64,
+    /// How well it has answered, from 1 (newly failed) to 100 (no failure known).
+    pub record: u8,
+}
+
+/// There are not enough providers in distinct failure domains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{needed} providers in distinct failure domains are needed, {found} were found \
+     ({known} known, {full} without room for {shard_bytes} bytes, {shared} sharing an operator or network)"
+)]
+pub struct TooFewProviders {
+    /// Providers needed.
+    pub needed: usize,
+    /// Providers that could be chosen together.
+    pub found: usize,
+    /// Candidates in all.
+    pub known: usize,
+    /// Candidates without room.
+    pub full: usize,
+    /// Candidates left out since a chosen one shares their operator or network.
+    pub shared: usize,
+    /// Length of the shard to place.
+    pub shard_bytes: u64,
+}
+
+/// Chooses `needed` providers for shards of `shard_bytes`, beside those in `taken`, by a weighted draw from `seed`.
+///
+/// A candidate's weight is its free room, up to 2^20 shards of this length, times its record. Candidates are drawn one
+/// by one; each drawn one is an edge between its operator and its network, and the choice is a matching of these
+/// edges, grown by augmenting paths (Kuhn 1955). So a choice is found whenever one exists.
+///
+/// # Errors
+/// [`TooFewProviders`] when the failure domains do not suffice.
+pub fn choose(
+    candidates: &[Candidate],
+    taken: &[Candidate],
+    needed: usize,
+    shard_bytes: u64,
+    seed: &[u8; 32],
+) -> Result<Vec<Candidate>, TooFewProviders> {
+    let weight = |c: &Candidate| {
+        u128::from((c.free_bytes / shard_bytes.max(1)).clamp(1, 1 << 20)) * u128::from(c.record.max(1))
+    };
+    let mut open: Vec<&Candidate> = candidates.iter().filter(|c| c.free_bytes >= shard_bytes).collect();
+    let full = candidates.len() - open.len();
+    open.retain(|c| !taken.iter().any(|t| t.operator == c.operator || t.subnet == c.subnet));
+    open.sort_by_key(|c| c.node);
+    let mut total: u128 = open.iter().map(|c| weight(c)).sum();
+    let mut stream = blake3::Hasher::new_keyed(seed).finalize_xof();
+    let mut matching = Matching::default();
+    while matching.by_subnet.len() < needed {
+        if open.is_empty() {
+            let (known, found) = (candidates.len(), matching.by_subnet.len());
+            return Err(TooFewProviders {
+                needed,
+                found,
+                known,
+                full,
+                shared: known - full - found,
+                shard_bytes,
+            });
+        }
+        let mut bytes = [0; 16];
+        stream.fill(&mut bytes);
+        let mut ticket = u128::from_le_bytes(bytes) % total;
+        let winner = open
+            .iter()
+            .position(|c| {
+                let hit = ticket < weight(c);
+                ticket = ticket.saturating_sub(weight(c));
+                hit
+            })
+            .expect("the ticket lies below the total weight");
+        let winner = open.remove(winner);
+        total -= weight(winner);
+        matching.add(winner);
+    }
+    let mut chosen: Vec<Candidate> = matching.by_subnet.into_values().cloned().collect();
+    // Shard 0 must not always fall to the lowest network: data shards are read more than parity.
+    chosen.sort_by_key(|c| *blake3::keyed_hash(seed, &c.node.to_bytes()).as_bytes());
+    Ok(chosen)
+}
+
+/// A largest set of drawn candidates in which no operator and no network occurs twice.
+#[derive(Default)]
+struct Matching<'a> {
+    drawn: BTreeMap<&'a str, Vec<&'a Candidate>>,
+    by_subnet: BTreeMap<Subnet, &'a Candidate>,
+}
+
+impl<'a> Matching<'a> {
+    /// Takes one more candidate and grows the matching if it now can.
+    fn add(&mut self, candidate: &'a Candidate) {
+        self.drawn.entry(&candidate.operator).or_default().push(candidate);
+        let matched: HashSet<&str> = self.by_subnet.values().map(|c| c.operator.as_str()).collect();
+        let unmatched: Vec<&str> = self.drawn.keys().copied().filter(|o| !matched.contains(o)).collect();
+        for operator in unmatched {
+            if self.augment(operator, &mut HashSet::new()) {
+                return;
+            }
+        }
+    }
+
+    /// Finds a network for `operator`, moving other operators to another of their networks where needed.
+    fn augment(&mut self, operator: &'a str, seen: &mut HashSet<Subnet>) -> bool {
+        for candidate in self.drawn[operator].clone() {
+            if !seen.insert(candidate.subnet) {
+                continue;
+            }
+            let holder = self.by_subnet.get(&candidate.subnet).map(|c| c.operator.as_str());
+            if holder.is_none_or(|other| self.augment(other, seen)) {
+                self.by_subnet.insert(candidate.subnet, candidate);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Which provider holds each shard of a blob, by segment and shard number. Mutable: repair moves shards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placement {
+    /// The first version.
+    V1 {
+        /// The providers that occur, each once.
+        providers: Vec<PublicKey>,
+        /// For each segment, for each shard, the position in `providers`.
+        segments: Vec<Vec<u16>>,
+    },
+}
+
+impl Placement {
+    /// Builds a placement from the holder of each shard of each segment.
+    pub fn new(holders: &[Vec<PublicKey>]) -> Self {
+        let mut providers: Vec<PublicKey> = holders.iter().flatten().copied().collect();
+        providers.sort_unstable();
+        providers.dedup();
+        let place = |p: &PublicKey| providers.binary_search(p).expect("all holders are listed") as u16;
+        let segments = holders.iter().map(|segment| segment.iter().map(place).collect()).collect();
+        Self::V1 { providers, segments }
+    }
+
+    /// The providers that hold any shard.
+    pub fn providers(&self) -> &[PublicKey] {
+        let Self::V1 { providers, .. } = self;
+        providers
+    }
+
+    /// The holders of segment `index`'s shards in order, or nothing when the placement does not know the segment.
+    pub fn holders(&self, index: usize) -> Vec<PublicKey> {
+        let Self::V1 { providers, segments } = self;
+        let shards = segments.get(index).map(Vec::as_slice).unwrap_or_default();
+        shards.iter().filter_map(|i| providers.get(usize::from(*i)).copied()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn candidate(tag: u8, operator: &str, subnet: u8, free_bytes: u64) -> Candidate {
+        Candidate {
+            node: PublicKey::Ed25519([tag; 32]),
+            operator: operator.into(),
+            subnet: Subnet::V4([127, 0, subnet]),
+            free_bytes,
+            record: 100,
+        }
+    }
+
+    #[test]
+    fn neighbours_and_namesakes_do_not_share_a_segment() {
+        let all = [
+            candidate(1, "ann", 1, 9),
+            candidate(2, "ann", 2, 9),
+            candidate(3, "bob", 2, 9),
+            candidate(4, "cy", 4, 3),
+        ];
+        for seed in 0..50 {
+            let chosen = choose(&all, &[], 2, 5, &[seed; 32]).unwrap();
+            let operators: HashSet<_> = chosen.iter().map(|c| &c.operator).collect();
+            let subnets: HashSet<_> = chosen.iter().map(|c| c.subnet).collect();
+            assert_eq!((operators.len(), subnets.len()), (2, 2));
+        }
+        let error = choose(&all, &all[..1], 2, 5, &[0; 32]).unwrap_err();
+        assert_eq!((error.needed, error.found, error.full), (2, 1, 1));
+    }
+
+    #[test]
+    fn room_and_record_weigh() {
+        let mut all = vec![candidate(1, "a", 1, 100), candidate(2, "b", 2, 900)];
+        let wins = |all: &[Candidate]| {
+            (0..1000u16)
+                .filter(|i| {
+                    let seed = *blake3::hash(&i.to_le_bytes()).as_bytes();
+                    choose(all, &[], 1, 1, &seed).unwrap()[0].node == PublicKey::Ed25519([2; 32])
+                })
+                .count()
+        };
+        assert!((850..950).contains(&wins(&all)));
+        all[1].record = 1;
+        assert!(wins(&all) < 150);
+    }
+
+    #[test]
+    fn placements_answer_who_holds_what() {
+        let key = |tag| PublicKey::Ed25519([tag; 32]);
+        let holders = vec![vec![key(3), key(1)], vec![key(1), key(2)]];
+        let placement = Placement::new(&holders);
+        assert_eq!(placement.providers(), [key(1), key(2), key(3)]);
+        assert_eq!(placement.holders(0), holders[0]);
+        assert_eq!(placement.holders(1), holders[1]);
+        assert!(placement.holders(2).is_empty());
+        let wild = Placement::V1 { providers: vec![key(1)], segments: vec![vec![9, 0]] };
+        assert_eq!(wild.holders(0), [key(1)], "a position beyond the list is nobody");
+    }
+
+    proptest! {
+        #[test]
+        fn a_choice_repeats_with_its_seed_and_not_with_the_order(count in 3usize..40, seed in any::<[u8; 32]>()) {
+            let all: Vec<Candidate> = (0..count).map(|i| candidate(i as u8, &i.to_string(), i as u8, 1000 + i as u64)).collect();
+            let chosen = choose(&all, &[], 3, 10, &seed).unwrap();
+            let reversed: Vec<Candidate> = all.iter().rev().cloned().collect();
+            prop_assert_eq!(choose(&reversed, &[], 3, 10, &seed).unwrap(), chosen);
+        }
+    }
+}
