@@ -1,1 +1,43 @@
-//! node
+//! Spare: a peer node that rents out idle disks, and stores its owner's data on the disks of others.
+//!
+//! The program's data flow, one module per word:
+//!
+//! ```text
+//! put:  read -> encrypt -> code -> whiten -> place -> transfer -> receipt -> recipe -> index     put.rs
+//! get:  recipe -> placement -> fetch k verified shards, fastest first -> decode -> decrypt       get.rs
+//! ```
+//!
+//! | layer | modules |
+//! |---|---|
+//! | what users touch | [`api`], [`cli`], [`demo`], [`config`], [`home`] |
+//! | the client's work | [`put`], [`get`], [`recover`], [`catalog`], [`client`] |
+//! | the provider's work | [`answer`], [`shards`] |
+//! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
+//! | underneath | [`meta`], [`index_log`], [`limits`] |
+
+pub mod answer;
+pub mod api;
+pub mod asks;
+pub mod catalog;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod demo;
+pub mod discover;
+pub mod frames;
+pub mod get;
+pub mod home;
+pub mod index_log;
+pub mod limits;
+pub mod meta;
+pub mod node;
+pub mod peers;
+pub mod put;
+pub mod recover;
+pub mod shards;
+pub mod transport;
+
+/// The wall clock, in seconds of unix time.
+pub fn unix_now_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `spare` program.
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    spare::cli::run(spare::cli::Cli::parse())
+}

@@ -74,22 +74,22 @@ impl Erasure {
         self.coder.encode_sep(&data, &mut parity).expect("the shapes were checked");
     }
 
-    /// Fills in the missing ones of the first k slices. `shards` are n equally long slices, each with whether
-    /// it is present; a missing one's content is overwritten if it is data, and left alone if it is parity.
+    /// Fills in the missing ones of the first k shards, or equally long parts of shards. Missing parity stays missing.
     ///
     /// # Errors
     /// [`TooFewShards`] when fewer than k are present.
     ///
     /// # Panics
-    /// When there are not n slices of one length above 0.
-    pub fn reconstruct_data(&self, shards: &mut [(&mut [u8], bool)]) -> Result<(), TooFewShards> {
-        assert_eq!(shards.len(), self.geometry.n(), "one slice a shard");
-        assert!(shards.windows(2).all(|w| w[0].0.len() == w[1].0.len()), "slices of one length");
-        let present = shards.iter().filter(|s| s.1).count();
+    /// When there are not n places, or those present differ in length or are empty.
+    pub fn reconstruct_data(&self, shards: &mut [Option<Vec<u8>>]) -> Result<(), TooFewShards> {
+        assert_eq!(shards.len(), self.geometry.n(), "one place a shard");
+        let present = shards.iter().flatten().count();
         if present < self.geometry.k() {
             return Err(TooFewShards { present, needed: self.geometry.k() });
         }
-        self.coder.reconstruct_data(shards).expect("the shapes were checked");
+        if shards[..self.geometry.k()].iter().any(Option::is_none) {
+            self.coder.reconstruct_data(shards).expect("present shards are equally long");
+        }
         Ok(())
     }
 }
@@ -153,20 +153,17 @@ mod tests {
             let mut row = vec![0; geometry.n() * cell];
             blake3::Hasher::new_keyed(&seed).finalize_xof().fill(&mut row[..k * cell]);
             erasure.encode_row(&mut row, cell);
-            let original = row.clone();
             // Rank the shards by a seeded hash and keep the first k.
             let mut order: Vec<usize> = (0..geometry.n()).collect();
             order.sort_by_key(|i| *blake3::keyed_hash(&seed, &[*i as u8]).as_bytes());
-            for &lost in &order[k..] {
-                row[lost * cell..(lost + 1) * cell].fill(0xEE);
-            }
-            let mut shards: Vec<(&mut [u8], bool)> =
-                row.chunks_exact_mut(cell).enumerate().map(|(i, c)| (c, order[..k].contains(&i))).collect();
+            let keep = |kept: &[usize]| -> Vec<Option<Vec<u8>>> {
+                row.chunks_exact(cell).enumerate().map(|(i, c)| kept.contains(&i).then(|| c.to_vec())).collect()
+            };
+            let mut shards = keep(&order[..k]);
             erasure.reconstruct_data(&mut shards).unwrap();
-            prop_assert_eq!(&row[..k * cell], &original[..k * cell]);
-
-            let mut shards: Vec<(&mut [u8], bool)> =
-                row.chunks_exact_mut(cell).enumerate().map(|(i, c)| (c, order[..k - 1].contains(&i))).collect();
+            let data: Vec<u8> = shards[..k].iter().flatten().flatten().copied().collect();
+            prop_assert_eq!(&data[..], &row[..k * cell]);
+            let mut shards = keep(&order[..k - 1]);
             prop_assert_eq!(erasure.reconstruct_data(&mut shards), Err(TooFewShards { present: k - 1, needed: k }));
         }
     }

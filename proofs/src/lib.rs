@@ -20,6 +20,7 @@ pub mod encode;
 pub mod erasure;
 pub mod geometry;
 pub mod recipe;
+pub mod segment;
 pub mod sumtree;
 pub mod tree;
 pub mod whiten;

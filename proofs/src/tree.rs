@@ -208,18 +208,19 @@ impl Tree {
         &self.groups
     }
 
-    /// Checks that `bytes` are the group at `offset`.
+    /// Checks that `bytes` are the group at `offset` and returns their hash, for a transcript.
     ///
     /// # Errors
     /// [`VerifyError::WrongGroup`] when they are not.
-    pub fn verify_group(&self, offset: u64, bytes: &[u8]) -> Result<(), VerifyError> {
-        let same = if self.groups.is_empty() {
-            offset == 0 && Root::of(bytes) == self.root
+    pub fn verify_group(&self, offset: u64, bytes: &[u8]) -> Result<[u8; 32], VerifyError> {
+        let wrong = VerifyError::WrongGroup { offset };
+        let (hash, want) = if self.groups.is_empty() {
+            (*Root::of(bytes).as_bytes(), *self.root.as_bytes())
         } else {
             let index = usize::try_from(offset / GROUP_BYTES as u64).unwrap_or(usize::MAX);
-            self.groups.get(index).is_some_and(|want| group_hash(offset, bytes) == *want)
+            (group_hash(offset, bytes), *self.groups.get(index).ok_or(wrong)?)
         };
-        if same { Ok(()) } else { Err(VerifyError::WrongGroup { offset }) }
+        if hash == want { Ok(hash) } else { Err(wrong) }
     }
 
     /// What to send so that a reader can verify the groups that hold bytes `range`.
@@ -435,11 +436,6 @@ impl Verifier {
         };
         if hash == want { Ok(hash) } else { Err(VerifyError::WrongGroup { offset }) }
     }
-}
-
-/// Hash that stands for a group in a transcript of a verified stream: the root for a lone group, else its subtree hash.
-pub fn transcript_hash(shard_bytes: u64, offset: u64, bytes: &[u8]) -> [u8; 32] {
-    if shard_bytes <= GROUP_BYTES as u64 { *Root::of(bytes).as_bytes() } else { group_hash(offset, bytes) }
 }
 
 /// One leaf of a shard with the hashes beside its path: proof that the holder has these bytes.

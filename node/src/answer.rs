@@ -1,0 +1,514 @@
+//! Answering other peers: the serving side of `spare/1`.
+//!
+//! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, sessions are
+//! bounded in all and per peer, and whatever is unfinished when a peer goes away is undone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use spare_market::grant::{Authority, Scope};
+use spare_market::index::IndexEntry;
+use spare_market::keys::{PublicKey, SigningSecret};
+use spare_market::receipt::{Receipt, Transcript};
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
+use spare_proofs::encode::from_bytes;
+use spare_proofs::tree::{Item, Root};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::asks::AskBook;
+use crate::frames::{
+    FrameError, Hello, Refusal, RefusalCode, Request, Response, decode, read_body, read_frame, write_frame,
+};
+use crate::index_log::{AppendError, IndexLogs};
+use crate::limits::{
+    DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, SESSIONS_MAX, SESSIONS_PER_PEER_MAX, SHARD_MAX_BYTES,
+    STALL_TIMEOUT,
+};
+use crate::shards::{Incoming, OpenShard, ShardError, Volume};
+use crate::transport::Wire;
+use crate::unix_now_s;
+
+/// How much of a shard is handed to the disk, or read from it, at once.
+const BATCH_BYTES: usize = 512 * 1024;
+
+/// Why a session ended other than by the peer hanging up between requests.
+#[derive(Debug, thiserror::Error)]
+enum SessionEnd {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the peer fell silent")]
+    Silent,
+    #[error("the peer's hello was refused: {0}")]
+    Hello(Refusal),
+    #[error("a blocking task failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl From<std::io::Error> for SessionEnd {
+    fn from(error: std::io::Error) -> Self {
+        Self::Frame(error.into())
+    }
+}
+
+/// Serves sessions.
+pub struct Answerer {
+    network: NetworkId,
+    node_key: SigningSecret,
+    grant: SignedBytes,
+    volume: Option<Arc<Volume>>,
+    logs: Arc<IndexLogs>,
+    book: Arc<AskBook>,
+    sessions: Mutex<HashMap<PublicKey, usize>>,
+}
+
+/// A place among the sessions served.
+struct Slot<'a> {
+    answerer: &'a Answerer,
+    peer: PublicKey,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut sessions = self.answerer.sessions.lock().expect("no holder panics");
+        if let Some(count) = sessions.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                sessions.remove(&self.peer);
+            }
+        }
+    }
+}
+
+async fn within<T, E: Into<SessionEnd>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, SessionEnd> {
+    timeout(limit, work).await.map_err(|_| SessionEnd::Silent)?.map_err(Into::into)
+}
+
+impl Answerer {
+    /// Puts the parts together. Without a volume the node refuses to store.
+    pub fn new(
+        network: NetworkId,
+        node_key: SigningSecret,
+        grant: SignedBytes,
+        volume: Option<Arc<Volume>>,
+        logs: Arc<IndexLogs>,
+        book: Arc<AskBook>,
+    ) -> Self {
+        Self { network, node_key, grant, volume, logs, book, sessions: Mutex::default() }
+    }
+
+    /// Serves one stream until the peer hangs up or breaks a rule.
+    pub async fn serve(&self, wire: &mut Wire) {
+        let peer = wire.peer;
+        let Some(_slot) = self.slot(peer) else {
+            tracing::debug!(%peer, "a session was refused: too many");
+            return;
+        };
+        if let Err(end) = self.session(wire).await {
+            tracing::debug!(%peer, %end, "a session ended");
+        }
+    }
+
+    fn slot(&self, peer: PublicKey) -> Option<Slot<'_>> {
+        let mut sessions = self.sessions.lock().expect("no holder panics");
+        let total: usize = sessions.values().sum();
+        let count = sessions.entry(peer).or_default();
+        if total >= SESSIONS_MAX || *count >= SESSIONS_PER_PEER_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Slot { answerer: self, peer })
+    }
+
+    async fn session(&self, wire: &mut Wire) -> Result<(), SessionEnd> {
+        let authority = self.hello(wire).await?;
+        loop {
+            let body = match timeout(IDLE_TIMEOUT, read_body(&mut wire.recv)).await {
+                Ok(Ok(Some(body))) => body,
+                Ok(Ok(None)) | Err(_) => return Ok(()),
+                Ok(Err(error)) => return Err(error.into()),
+            };
+            let request = match decode::<Request>(&body) {
+                Ok(request) => request,
+                Err(error) => {
+                    refuse(wire, Refusal::new(RefusalCode::Malformed, error.to_string())).await?;
+                    return Err(FrameError::from(error).into());
+                }
+            };
+            self.handle(wire, authority.as_ref(), request, &body).await?;
+        }
+    }
+
+    async fn hello(&self, wire: &mut Wire) -> Result<Option<Authority>, SessionEnd> {
+        let Hello::V1 { network, grant } = within(HELLO_TIMEOUT, read_frame(&mut wire.recv)).await?;
+        within(
+            STALL_TIMEOUT,
+            write_frame(
+                &mut wire.send,
+                &Hello::V1 { network: self.network, grant: Some(self.grant.clone()) },
+            ),
+        )
+        .await?;
+        if network != self.network {
+            return Err(SessionEnd::Hello(Refusal::new(RefusalCode::OtherNetwork, "")));
+        }
+        match grant.map(|raw| Authority::from_grant(raw, self.network, wire.peer, unix_now_s())) {
+            None => Ok(None),
+            Some(Ok(authority)) => Ok(Some(authority)),
+            Some(Err(error)) => {
+                Err(SessionEnd::Hello(Refusal::new(RefusalCode::NoAuthority, error.to_string())))
+            }
+        }
+    }
+
+    async fn handle(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        request: Request,
+        body: &[u8],
+    ) -> Result<(), SessionEnd> {
+        let result = match request {
+            Request::Asks { skip } => {
+                let (asks, more) = self.book.page(skip as usize, unix_now_s());
+                Ok(Response::Asks { asks, more })
+            }
+            Request::Store { shard_bytes } => self.store(wire, authority, shard_bytes).await?,
+            Request::Read { root, start, end, .. } => {
+                self.read(wire, authority, root, start..end, body).await?
+            }
+            Request::Delete { roots } => self.delete(authority, roots).await?,
+            Request::Holds { roots } => self.holds(authority, &roots),
+            Request::IndexEnd => self.index_end(authority),
+            Request::IndexAppend { len } => self.index_append(wire, authority, len).await?,
+            Request::IndexRead { seq } => self.index_read(wire, authority, seq).await?,
+        };
+        let response = result.unwrap_or_else(Response::Refused);
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await
+    }
+
+    /// The account the peer may act for in `scope`, and the volume.
+    fn storage(
+        &self,
+        authority: Option<&Authority>,
+        scope: Scope,
+    ) -> Result<(PublicKey, &Arc<Volume>), Refusal> {
+        let account = account(authority, scope)?;
+        let volume = self
+            .volume
+            .as_ref()
+            .ok_or_else(|| Refusal::new(RefusalCode::NotAProvider, "this node offers no storage"))?;
+        Ok((account, volume))
+    }
+
+    /// Takes a shard. The bytes that follow `Ready` are always consumed, so that the session stays in step.
+    async fn store(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        shard_bytes: u64,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let begun = self.storage(authority, Scope::Store).and_then(|(owner, volume)| {
+            if shard_bytes == 0 || shard_bytes > SHARD_MAX_BYTES {
+                return Err(Refusal::new(
+                    RefusalCode::TooLarge,
+                    format!("a shard has 1 to {SHARD_MAX_BYTES} bytes"),
+                ));
+            }
+            volume.begin(shard_bytes).map(|incoming| (owner, incoming)).map_err(refusal)
+        });
+        let (owner, incoming) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
+        let incoming = match receive(wire, incoming, shard_bytes).await? {
+            Ok(incoming) => incoming,
+            Err(error) => return Ok(Err(refusal(error))),
+        };
+        let stored_s = unix_now_s();
+        let committed = tokio::task::spawn_blocking(move || incoming.commit(&owner, stored_s)).await?;
+        Ok(committed.map_err(refusal).map(|root| {
+            let receipt = Receipt::V1 { owner, root, shard_bytes, stored_s };
+            Response::Stored(Signed::new(receipt, self.network, &self.node_key).raw().clone())
+        }))
+    }
+
+    async fn read(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        root: Root,
+        range: std::ops::Range<u64>,
+        request: &[u8],
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let opened = match self.storage(authority, Scope::Read) {
+            Ok((owner, volume)) => {
+                let volume = volume.clone();
+                tokio::task::spawn_blocking(move || volume.open_shard(&owner, &root)).await?.map_err(refusal)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        let shard = match opened {
+            Ok(shard) => Arc::new(shard),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let shard_bytes = shard.tree().shard_bytes();
+        if range.start >= range.end || range.end > shard_bytes {
+            return Ok(Err(Refusal::new(
+                RefusalCode::BadRange,
+                format!("the shard has {shard_bytes} bytes"),
+            )));
+        }
+        // The first batch is read before anything is promised, so that rot there is a clean refusal.
+        let mut batches = batches(&shard.tree().plan(range)).into_iter();
+        let mut transcript = Transcript::new(request);
+        let mut ready = match read_batch(shard.clone(), batches.next().unwrap_or_default()).await? {
+            Ok(batch) => batch,
+            Err(error) => return Ok(Err(refusal(error))),
+        };
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Reading { shard_bytes })).await?;
+        loop {
+            let following = batches.next().map(|items| read_batch(shard.clone(), items));
+            let send = async {
+                ready.entries.iter().for_each(|entry| transcript.add(entry));
+                within(STALL_TIMEOUT, wire.send.write_all(&ready.bytes)).await
+            };
+            let Some(following) = following else {
+                send.await?;
+                break;
+            };
+            let (sent, read) = tokio::join!(send, following);
+            sent?;
+            // Rot in the middle of a stream cannot be told apart on the wire: hang up, which signs nothing.
+            ready = read?.map_err(|e| FrameError::Io(std::io::Error::other(e)))?;
+        }
+        let answer = Signed::new(transcript.finish(), self.network, &self.node_key);
+        Ok(Ok(Response::Answered(answer.raw().clone())))
+    }
+
+    async fn delete(
+        &self,
+        authority: Option<&Authority>,
+        roots: Vec<Root>,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let (owner, volume) = match self.storage(authority, Scope::Store) {
+            Ok((owner, volume)) => (owner, volume.clone()),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if roots.len() > DELETE_MAX_ROOTS {
+            return Ok(Err(Refusal::new(
+                RefusalCode::TooLarge,
+                format!("at most {DELETE_MAX_ROOTS} shards at once"),
+            )));
+        }
+        let deleted = tokio::task::spawn_blocking(move || {
+            roots.iter().try_fold((0, 0), |(shards, freed), root| {
+                let bytes = volume.delete(&owner, root)?;
+                Ok::<_, ShardError>((shards + u32::from(bytes > 0), freed + bytes))
+            })
+        });
+        Ok(deleted
+            .await?
+            .map(|(shards, freed_bytes)| Response::Deleted { shards, freed_bytes })
+            .map_err(refusal))
+    }
+
+    fn holds(&self, authority: Option<&Authority>, roots: &[Root]) -> Result<Response, Refusal> {
+        let (owner, volume) = self.storage(authority, Scope::Read)?;
+        if roots.len() > DELETE_MAX_ROOTS {
+            return Err(Refusal::new(
+                RefusalCode::TooLarge,
+                format!("at most {DELETE_MAX_ROOTS} shards at once"),
+            ));
+        }
+        let held = roots
+            .iter()
+            .map(|root| volume.record(&owner, root).map(|r| r.is_some()))
+            .collect::<Result<_, _>>();
+        held.map(Response::Holding).map_err(|e| refusal(e.into()))
+    }
+
+    fn index_end(&self, authority: Option<&Authority>) -> Result<Response, Refusal> {
+        let (account, _) = self.storage(authority, Scope::Read)?;
+        self.logs.end(&account).map(Response::IndexEnd).map_err(|e| refusal(e.into()))
+    }
+
+    async fn index_append(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        len: u32,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let account = match self.storage(authority, Scope::Store) {
+            Ok((account, _)) => account,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let max = spare_market::index::BODY_MAX_BYTES + 1024;
+        if len as usize > max {
+            return Ok(Err(Refusal::new(RefusalCode::TooLarge, format!("an entry has at most {max} bytes"))));
+        }
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
+        let mut bytes = vec![0; len as usize];
+        within(STALL_TIMEOUT, wire.recv.read_exact(&mut bytes)).await?;
+        let bad = |why: String| Refusal::new(RefusalCode::BadIndexEntry, why);
+        // The signer may be an earlier node of the account: whoever writes next also carries old entries to lagging copies.
+        let checked = from_bytes::<SignedBytes>(&bytes, max)
+            .map_err(|e| bad(e.to_string()))
+            .and_then(|raw| raw.check::<IndexEntry>(self.network).map_err(|e| bad(e.to_string())));
+        let entry = match checked {
+            Ok(entry) => entry,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let logs = self.logs.clone();
+        let appended =
+            tokio::task::spawn_blocking(move || logs.append(&account, &entry, Default::default())).await?;
+        Ok(appended.map(|_| Response::Done).map_err(|error| match error {
+            AppendError::Meta(error) => refusal(error.into()),
+            other => bad(other.to_string()),
+        }))
+    }
+
+    async fn index_read(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        seq: u64,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let read = self.storage(authority, Scope::Read).and_then(|(account, _)| {
+            let entry = self.logs.read(&account, seq).map_err(|e| refusal(e.into()))?;
+            entry.ok_or_else(|| Refusal::new(RefusalCode::NotHere, format!("there is no entry {seq}")))
+        });
+        let entry = match read {
+            Ok(entry) => spare_proofs::encode::to_bytes(&entry),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut out = crate::frames::encode(&Response::IndexEntry { len: entry.len() as u32 });
+        out.extend_from_slice(&entry);
+        within(STALL_TIMEOUT, wire.send.write_all(&out)).await?;
+        within(STALL_TIMEOUT, wire.send.flush()).await?;
+        Ok(Ok(Response::Done))
+    }
+}
+
+fn account(authority: Option<&Authority>, scope: Scope) -> Result<PublicKey, Refusal> {
+    let authority =
+        authority.ok_or_else(|| Refusal::new(RefusalCode::NoAuthority, "the hello carried no grant"))?;
+    if !authority.allows(scope, unix_now_s()) {
+        return Err(Refusal::new(
+            RefusalCode::NoAuthority,
+            format!("the grant has expired or does not cover {scope:?}"),
+        ));
+    }
+    Ok(authority.account)
+}
+
+async fn refuse(wire: &mut Wire, refusal: Refusal) -> Result<(), SessionEnd> {
+    within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Refused(refusal))).await
+}
+
+fn refusal(error: ShardError) -> Refusal {
+    let code = match &error {
+        ShardError::NoRoom { .. } => RefusalCode::NoRoom,
+        ShardError::NotHere => RefusalCode::NotHere,
+        ShardError::Damaged(_) | ShardError::Io(_) | ShardError::Meta(_) => RefusalCode::Unavailable,
+    };
+    if code == RefusalCode::Unavailable {
+        tracing::error!(%error, "storage failed");
+    }
+    Refusal::new(code, error.to_string())
+}
+
+/// Moves the announced bytes from the wire to the file. After a disk error the rest is read and dropped.
+///
+/// The transport receives ahead while a batch is written. Batches go to the disk one by one, so that a slow peer never holds
+/// a thread.
+async fn receive(
+    wire: &mut Wire,
+    incoming: Incoming,
+    shard_bytes: u64,
+) -> Result<Result<Incoming, ShardError>, SessionEnd> {
+    let mut file = Ok(incoming);
+    let mut left = shard_bytes as usize;
+    let mut buffer = vec![0; BATCH_BYTES.min(left)];
+    while left > 0 {
+        buffer.truncate(left);
+        fill(wire, &mut buffer).await?;
+        left -= buffer.len();
+        file = match file {
+            Ok(mut incoming) => {
+                let write = move || (incoming.write(&buffer).map(|()| incoming), buffer);
+                let (written, again) = tokio::task::spawn_blocking(write).await?;
+                buffer = again;
+                written
+            }
+            failed => failed,
+        };
+    }
+    Ok(file)
+}
+
+/// Fills `buffer`; each read has to make progress within the stall time.
+async fn fill(wire: &mut Wire, mut buffer: &mut [u8]) -> Result<(), SessionEnd> {
+    while !buffer.is_empty() {
+        let read = within(STALL_TIMEOUT, wire.recv.read(buffer)).await?;
+        if read == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        buffer = &mut buffer[read..];
+    }
+    Ok(())
+}
+
+/// A stretch of a verified stream, read from disk and checked.
+struct Batch {
+    bytes: Vec<u8>,
+    /// What each item adds to the transcript.
+    entries: Vec<Vec<u8>>,
+}
+
+/// Splits a plan so that each part reads at most about [`BATCH_BYTES`].
+fn batches(plan: &[Item]) -> Vec<Vec<Item>> {
+    let mut all = vec![Vec::new()];
+    let mut bytes = 0;
+    for item in plan {
+        if let Item::Group { len, .. } = item {
+            if bytes + len > BATCH_BYTES {
+                all.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += len;
+        }
+        all.last_mut().expect("one part at least").push(*item);
+    }
+    all
+}
+
+async fn read_batch(
+    shard: Arc<OpenShard>,
+    items: Vec<Item>,
+) -> Result<Result<Batch, ShardError>, SessionEnd> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut batch =
+            Batch { bytes: Vec::with_capacity(BATCH_BYTES + 8192), entries: Vec::with_capacity(items.len()) };
+        for item in items {
+            match item {
+                Item::Pair(pair) => {
+                    batch.bytes.extend_from_slice(&pair);
+                    batch.entries.push(pair.to_vec());
+                }
+                Item::Group { offset, len } => {
+                    let start = batch.bytes.len();
+                    batch.bytes.resize(start + len, 0);
+                    batch.entries.push(shard.read_group(offset, &mut batch.bytes[start..])?.to_vec());
+                }
+            }
+        }
+        Ok(batch)
+    });
+    Ok(read.await?)
+}

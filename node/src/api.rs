@@ -1,0 +1,616 @@
+//! The HTTP API: version 1 under `/v1`, loopback by default, a bearer token on every route but the description.
+//!
+//! Errors have one shape, `{"error": {"code": "...", "message": "..."}}`, and codes are stable. Bodies stream in both directions.
+//! The OpenAPI document at `/v1/openapi.json` is generated from the handlers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Json, Response};
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+use tokio_util::io::StreamReader;
+use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::catalog::BlobEntry;
+use crate::client::TransferState;
+use crate::config::Code;
+use crate::get::{GetError, Reader};
+use crate::limits::{GETS_MAX, PUTS_MAX};
+use crate::node::Node;
+use crate::put::{PutError, PutOptions};
+use crate::recover::{RecoverError, Recovered};
+use crate::unix_now_s;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Spare node", description = "Store blobs on the disks of others, and rent out your own."),
+    modifiers(&BearerToken),
+    security(("token" = []))
+)]
+struct Description;
+
+struct BearerToken;
+
+impl utoipa::Modify for BearerToken {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        openapi.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// An error, as every route reports it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ErrorDetail {
+    /// Stable, for programs.
+    pub code: String,
+    /// For people: what happened and what to do.
+    pub message: String,
+}
+
+/// An error response.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl ToString) -> Self {
+        Self { status, code, message: message.to_string() }
+    }
+
+    fn internal(error: impl ToString) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)
+    }
+
+    fn no_blob(name: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no_such_blob",
+            format!("there is no blob named '{name}'; `spare ls` lists them"),
+        )
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = ErrorDetail { code: self.code.to_owned(), message: self.message };
+        (self.status, Json(ErrorBody { error })).into_response()
+    }
+}
+
+impl From<PutError> for ApiError {
+    fn from(error: PutError) -> Self {
+        let (status, code) = match &error {
+            PutError::BadName(_) => (StatusCode::BAD_REQUEST, "bad_name"),
+            PutError::Exists(_) => (StatusCode::CONFLICT, "name_exists"),
+            PutError::Busy(_) => (StatusCode::CONFLICT, "name_busy"),
+            PutError::Providers { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_few_providers"),
+            PutError::Transfer { .. } => (StatusCode::SERVICE_UNAVAILABLE, "providers_failed"),
+            PutError::Index { .. } => (StatusCode::SERVICE_UNAVAILABLE, "index_not_copied"),
+            PutError::Source(_) => (StatusCode::BAD_REQUEST, "source_failed"),
+            PutError::Meta(_) | PutError::Catalog(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        Self::new(status, code, error)
+    }
+}
+
+impl From<GetError> for ApiError {
+    fn from(error: GetError) -> Self {
+        match &error {
+            GetError::Missing { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shards_missing", error),
+            GetError::Recipe(_) | GetError::Segment { .. } => Self::internal(error),
+        }
+    }
+}
+
+impl From<RecoverError> for ApiError {
+    fn from(error: RecoverError) -> Self {
+        match &error {
+            RecoverError::Catalog(_) => Self::internal(error),
+            RecoverError::Nobody { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_providers", error),
+            RecoverError::Nothing { .. } => Self::new(StatusCode::NOT_FOUND, "no_index", error),
+            RecoverError::Unusable(_) => Self::new(StatusCode::BAD_GATEWAY, "index_unusable", error),
+        }
+    }
+}
+
+impl From<crate::meta::MetaError> for ApiError {
+    fn from(error: crate::meta::MetaError) -> Self {
+        Self::internal(error)
+    }
+}
+
+type Shared = State<Arc<Node>>;
+
+/// The router, and the OpenAPI document that describes it.
+pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenApi) {
+    let (routes, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(list_blobs))
+        .routes(routes!(put_blob, get_blob, delete_blob))
+        .routes(routes!(stat_blob))
+        .routes(routes!(list_transfers))
+        .routes(routes!(recover))
+        .routes(routes!(list_asks))
+        .routes(routes!(status))
+        .split_for_parts();
+    let guarded = routes
+        .layer(from_fn_with_state(Arc::new(blake3::hash(token.as_bytes())), require_token))
+        .with_state(node);
+    let document = description.clone();
+    let open =
+        Router::new().route("/v1/openapi.json", axum::routing::get(move || async move { Json(document) }));
+    (open.merge(guarded).fallback(no_such_route), description)
+}
+
+async fn no_such_route() -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "no_such_route",
+        "there is no such route; /v1/openapi.json describes them all",
+    )
+}
+
+/// Lets a request pass only with the node's token. Compared by hash, so in constant time.
+async fn require_token(State(token): State<Arc<blake3::Hash>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let given = given.and_then(|v| v.strip_prefix("Bearer "));
+    if given.is_some_and(|given| blake3::hash(given.trim().as_bytes()) == *token) {
+        return next.run(request).await;
+    }
+    let message = "this node wants its token: 'Authorization: Bearer TOKEN', where TOKEN is in the file api.token in the node's folder";
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message).into_response()
+}
+
+/// A blob, without what it takes to read it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct BlobInfo {
+    /// Its name.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// Unix time in seconds of the put.
+    pub created_s: u64,
+    /// Identifies this content under this name; also the ETag.
+    pub id: String,
+}
+
+fn info(name: &str, entry: &BlobEntry) -> BlobInfo {
+    BlobInfo {
+        name: name.to_owned(),
+        bytes: entry.bytes,
+        created_s: entry.created_s,
+        id: data_encoding::HEXLOWER.encode(&entry.blob_id),
+    }
+}
+
+/// A blob and how it is stored.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct BlobStat {
+    /// The blob.
+    #[serde(flatten)]
+    pub blob: BlobInfo,
+    /// The code, `k+parity`.
+    pub code: String,
+    /// Segments it is cut into.
+    pub segments: usize,
+    /// Bytes that all shards take together.
+    pub stored_bytes: u64,
+    /// Its providers.
+    pub providers: Vec<HolderInfo>,
+    /// Shards that may be lost before data is, as far as asks tell: the worst segment counts. Negative when data is lost.
+    pub shards_to_spare: i64,
+}
+
+/// A provider of a blob.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HolderInfo {
+    /// Its node key.
+    pub node: String,
+    /// Its operator's name, if its ask is known.
+    pub operator: Option<String>,
+    /// Whether its ask holds and it did not fail lately.
+    pub up: bool,
+    /// Shards of this blob that it holds.
+    pub shards: usize,
+}
+
+/// Lists all blobs.
+#[utoipa::path(get, path = "/v1/blobs", responses((status = 200, body = Vec<BlobInfo>), (status = 401, body = ErrorBody)))]
+async fn list_blobs(State(node): Shared) -> Result<Json<Vec<BlobInfo>>, ApiError> {
+    let all = node.client.catalog.all()?;
+    Ok(Json(all.iter().map(|(name, entry)| info(name, entry)).collect()))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct PutQuery {
+    /// The code, `data+parity`; the node's default without it.
+    #[serde(default)]
+    code: Option<String>,
+    /// Whether a blob of that name may be replaced.
+    #[serde(default)]
+    replace: bool,
+}
+
+/// What a put did.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct PutDone {
+    /// The blob.
+    #[serde(flatten)]
+    pub blob: BlobInfo,
+    /// The code, `k+parity`.
+    pub code: String,
+    /// Shards sent by this put.
+    pub shards_sent: u64,
+    /// Shards that an earlier, unfinished put had placed.
+    pub shards_resumed: u64,
+    /// Times that a provider failed and another was chosen.
+    pub shards_replaced: u64,
+}
+
+/// Stores the request's body under a name. Repeating a put that was cut short resumes it.
+#[utoipa::path(put, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), PutQuery),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 201, body = PutDone), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
+        (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn put_blob(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<PutQuery>,
+    body: Body,
+) -> Result<(StatusCode, Json<PutDone>), ApiError> {
+    let code = match &query.code {
+        Some(text) => text
+            .replace(' ', "+")
+            .parse()
+            .map_err(|e: String| ApiError::new(StatusCode::BAD_REQUEST, "bad_code", e))?,
+        None => node.config.client.code,
+    };
+    if node.client.count("put") >= PUTS_MAX {
+        let message = format!("{PUTS_MAX} puts are under way; wait for one to finish");
+        return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message));
+    }
+    let listed = node.client.list("put", &name);
+    let options = PutOptions { name: name.clone(), geometry: code.0, replace: query.replace };
+    let source = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+    let entry = crate::put::put(&node.client, options, source, listed.transfer.clone()).await?;
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let done = PutDone {
+        blob: info(&name, &entry),
+        code: Code(code.0).to_string(),
+        shards_sent: count(&listed.transfer.shards_sent),
+        shards_resumed: count(&listed.transfer.shards_resumed),
+        shards_replaced: count(&listed.transfer.shards_replaced),
+    };
+    Ok((StatusCode::CREATED, Json(done)))
+}
+
+/// The one byte range that a `Range` header asks for. `None` for none or one in a unit or form that is not supported.
+fn parse_range(
+    headers: &HeaderMap,
+    etag: &str,
+    bytes: u64,
+) -> Result<Option<std::ops::Range<u64>>, ApiError> {
+    let Some(spec) =
+        headers.get(header::RANGE).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("bytes="))
+    else {
+        return Ok(None);
+    };
+    if headers.get(header::IF_RANGE).is_some_and(|v| v.to_str().ok() != Some(etag)) {
+        return Ok(None);
+    }
+    let unsatisfiable = || {
+        let message = format!("the range lies outside the blob's {bytes} bytes");
+        ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, "bad_range", message)
+    };
+    let range = match spec.split_once('-') {
+        Some(("", suffix)) => suffix.parse().ok().map(|n: u64| bytes.saturating_sub(n)..bytes),
+        Some((start, "")) => start.parse().ok().map(|start: u64| start..bytes),
+        Some((start, end)) => start
+            .parse()
+            .ok()
+            .zip(end.parse().ok())
+            .map(|(s, e): (u64, u64)| s..e.saturating_add(1).min(bytes)),
+        None => None,
+    };
+    match range {
+        None => Ok(None),
+        Some(range) if range.start < range.end => Ok(Some(range)),
+        Some(_) => Err(unsatisfiable()),
+    }
+}
+
+/// Reads a blob, or one range of it.
+#[utoipa::path(get, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"),
+        ("Range" = Option<String>, Header, description = "`bytes=FIRST-LAST`, one range")),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 416, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn get_blob(
+    State(node): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let entry = node.client.catalog.get(&name)?.ok_or_else(|| ApiError::no_blob(&name))?;
+    let etag = format!("\"{}\"", info(&name, &entry).id);
+    let range = parse_range(&headers, &etag, entry.bytes)?;
+    if node.client.count("get") >= GETS_MAX {
+        let message = format!("{GETS_MAX} gets are under way; wait for one to finish");
+        return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message));
+    }
+    let listed = node.client.list("get", &name);
+    let (status, range) = match range {
+        Some(range) => (StatusCode::PARTIAL_CONTENT, range),
+        None => (StatusCode::OK, 0..entry.bytes),
+    };
+    let reader = Arc::new(Reader::open(&node.client, &entry).await?);
+    let mut parts = Box::pin(reader.read(range.clone()));
+    // The first part is awaited, so that a blob that cannot be read is an error response and not a broken body.
+    let first = parts.next().await.transpose()?;
+    let parts = futures::stream::iter(first.map(Ok)).chain(parts).inspect_ok(move |part| {
+        listed.transfer.done_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+    });
+    let mut response = Response::new(Body::from_stream(parts));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    let text = |text: String| HeaderValue::from_str(&text).expect("numbers and hex are header text");
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, text((range.end - range.start).to_string()));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::ETAG, text(etag));
+    if status == StatusCode::PARTIAL_CONTENT {
+        headers.insert(
+            header::CONTENT_RANGE,
+            text(format!("bytes {}-{}/{}", range.start, range.end - 1, entry.bytes)),
+        );
+    }
+    Ok(response)
+}
+
+/// Removes a blob and has its shards deleted.
+#[utoipa::path(delete, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`")),
+    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn delete_blob(State(node): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let removed = crate::put::remove(&node.client, &name).await?;
+    if removed { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::no_blob(&name)) }
+}
+
+/// Says how a blob is stored.
+#[utoipa::path(get, path = "/v1/stat/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`")),
+    responses((status = 200, body = BlobStat), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn stat_blob(State(node): Shared, Path(name): Path<String>) -> Result<Json<BlobStat>, ApiError> {
+    let entry = node.client.catalog.get(&name)?.ok_or_else(|| ApiError::no_blob(&name))?;
+    let recipe = crate::get::load_recipe(&node.client, &entry).await?;
+    let peers = &node.client.peers;
+    let now_s = unix_now_s();
+    let is_up =
+        |key: &_| peers.book.get(key).is_some_and(|p| p.ask.valid_until_s > now_s) && !peers.is_cooling(key);
+    let segments = 0..recipe.segments.len();
+    let holder = |key: &spare_market::keys::PublicKey| HolderInfo {
+        node: key.to_string(),
+        operator: peers.book.get(key).map(|p| p.ask.operator),
+        up: is_up(key),
+        shards: segments
+            .clone()
+            .map(|s| entry.placement.holders(s).iter().filter(|h| *h == key).count())
+            .sum(),
+    };
+    let alive = |s: usize| entry.placement.holders(s).iter().filter(|h| is_up(h)).count() as i64;
+    let k = recipe.geometry.k() as i64;
+    Ok(Json(BlobStat {
+        blob: info(&name, &entry),
+        code: Code(recipe.geometry).to_string(),
+        segments: recipe.segments.len(),
+        stored_bytes: recipe.stored_bytes(),
+        providers: entry.placement.providers().iter().map(holder).collect(),
+        shards_to_spare: segments
+            .clone()
+            .map(|s| alive(s) - k)
+            .min()
+            .unwrap_or(recipe.geometry.parity() as i64),
+    }))
+}
+
+/// Lists puts and gets under way.
+#[utoipa::path(get, path = "/v1/transfers", responses((status = 200, body = Vec<TransferState>), (status = 401, body = ErrorBody)))]
+async fn list_transfers(State(node): Shared) -> Json<Vec<TransferState>> {
+    Json(node.client.transfers())
+}
+
+/// Rebuilds the list of blobs from the copies that providers keep.
+#[utoipa::path(post, path = "/v1/recover", responses((status = 200, body = Recovered), (status = 401, body = ErrorBody),
+    (status = 404, body = ErrorBody), (status = 502, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn recover(State(node): Shared) -> Result<Json<Recovered>, ApiError> {
+    Ok(Json(crate::recover::recover(&node.client).await?))
+}
+
+/// A provider as its ask describes it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ProviderInfo {
+    /// Its node key.
+    pub node: String,
+    /// Its operator's name.
+    pub operator: String,
+    /// Where direct transfers reach it.
+    pub direct: Vec<String>,
+    /// Bytes on offer.
+    pub offered_bytes: u64,
+    /// Bytes free.
+    pub free_bytes: u64,
+    /// Unix time in seconds until which its ask holds.
+    pub valid_until_s: u64,
+    /// Whether it failed lately.
+    pub failing: bool,
+}
+
+/// Lists the asks that hold: who offers room.
+#[utoipa::path(get, path = "/v1/asks", responses((status = 200, body = Vec<ProviderInfo>), (status = 401, body = ErrorBody)))]
+async fn list_asks(State(node): Shared) -> Json<Vec<ProviderInfo>> {
+    let peers = &node.client.peers;
+    let describe = |p: crate::asks::Provider| ProviderInfo {
+        node: p.node.to_string(),
+        direct: p.ask.direct.iter().map(ToString::to_string).collect(),
+        offered_bytes: p.ask.offered_bytes,
+        free_bytes: p.ask.free_bytes,
+        valid_until_s: p.ask.valid_until_s,
+        failing: peers.is_cooling(&p.node),
+        operator: p.ask.operator,
+    };
+    Json(peers.book.valid(unix_now_s()).into_iter().map(describe).collect())
+}
+
+/// The node at one moment.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The program's version.
+    pub version: String,
+    /// The node key.
+    pub node: String,
+    /// The account.
+    pub account: String,
+    /// The network.
+    pub network: String,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// What it takes to join through this node.
+    pub ticket: String,
+    /// Where libp2p listens.
+    pub libp2p: Vec<String>,
+    /// Where direct transfers reach it.
+    pub direct: Vec<String>,
+    /// Peers connected over libp2p.
+    pub connected_peers: usize,
+    /// Providers whose asks hold.
+    pub known_providers: usize,
+    /// Blobs of this client.
+    pub blobs: usize,
+    /// Their length together.
+    pub blob_bytes: u64,
+    /// Storage rented out, if any.
+    pub provider: Option<ProviderStatus>,
+    /// Bytes received over `spare/1`, frames included.
+    pub received_bytes: u64,
+    /// Bytes sent over `spare/1`, frames included.
+    pub sent_bytes: u64,
+    /// Resident memory of the process.
+    pub resident_bytes: u64,
+    /// Puts and gets under way.
+    pub transfers: Vec<TransferState>,
+}
+
+/// Storage rented out.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ProviderStatus {
+    /// Bytes on offer.
+    pub offered_bytes: u64,
+    /// Bytes of disk taken, as `du` counts.
+    pub used_bytes: u64,
+    /// Bytes that can still be promised.
+    pub free_bytes: u64,
+}
+
+/// Resident memory of this process in bytes, from `/proc/self/statm`; 0 where there is none.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+/// Says how the node is.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status), (status = 401, body = ErrorBody)))]
+async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
+    let blobs = node.client.catalog.all()?;
+    let provider = node.volume.as_ref().map(|v| v.room()).map(|room| ProviderStatus {
+        offered_bytes: room.offered_bytes,
+        used_bytes: room.used_bytes,
+        free_bytes: room.free_bytes,
+    });
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: node.identity.node_key().public().to_string(),
+        account: node.identity.account.to_string(),
+        network: blake3::Hash::from_bytes(node.identity.network.0).to_hex().to_string(),
+        uptime_s: node.started.elapsed().as_secs(),
+        ticket: node.ticket().to_string(),
+        libp2p: node.libp2p_addrs().iter().map(ToString::to_string).collect(),
+        direct: node.direct_addrs().iter().map(ToString::to_string).collect(),
+        connected_peers: node.addresses.connected().len(),
+        known_providers: node.client.peers.book.valid(unix_now_s()).len(),
+        blob_bytes: blobs.iter().map(|(_, entry)| entry.bytes).sum(),
+        blobs: blobs.len(),
+        provider,
+        received_bytes: node.traffic.received_bytes.load(Ordering::Relaxed),
+        sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
+        resident_bytes: resident_bytes(),
+        transfers: node.client.transfers(),
+    }))
+}
+
+/// Serves the API on `addr` until `stop` resolves; `ready` is told the address bound.
+///
+/// # Errors
+/// When the port is taken.
+pub async fn serve(
+    node: Arc<Node>,
+    token: String,
+    addr: SocketAddr,
+    ready: impl FnOnce(SocketAddr) -> std::io::Result<()>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::bind(addr).await?;
+    ready(listener.local_addr()?)?;
+    let (router, _) = router(node, token);
+    let serving = axum::serve(listener, router);
+    // Transfers under way are cut: both ends can resume them.
+    tokio::select! {
+        result = serving => result,
+        () = stop => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_as_http_defines_them() {
+        let range = |spec: &str, if_range: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RANGE, HeaderValue::from_str(spec).unwrap());
+            if let Some(tag) = if_range {
+                headers.insert(header::IF_RANGE, HeaderValue::from_str(tag).unwrap());
+            }
+            parse_range(&headers, "\"a\"", 100).map_err(|e| e.code)
+        };
+        assert_eq!(range("bytes=0-0", None), Ok(Some(0..1)));
+        assert_eq!(range("bytes=90-200", None), Ok(Some(90..100)));
+        assert_eq!(range("bytes=90-", None), Ok(Some(90..100)));
+        assert_eq!(range("bytes=-10", None), Ok(Some(90..100)));
+        assert_eq!(range("bytes=100-", None), Err("bad_range"));
+        assert_eq!(range("bytes=-0", None), Err("bad_range"));
+        assert_eq!(range("bytes=5-2", None), Err("bad_range"));
+        assert_eq!(range("bytes=1-2,4-5", None), Ok(None), "several ranges are answered whole");
+        assert_eq!(range("lines=1-2", None), Ok(None));
+        assert_eq!(range("bytes=0-18446744073709551615", None), Ok(Some(0..100)));
+        assert_eq!(range("bytes=5-9", Some("\"a\"")), Ok(Some(5..10)));
+        assert_eq!(range("bytes=5-9", Some("\"b\"")), Ok(None), "the blob changed: send it whole");
+    }
+}

@@ -1,0 +1,213 @@
+//! The command line: a client of the node's HTTP API, but for `init`, `serve`, `config` and `demo`.
+//!
+//! Results go to standard output, as text or with `--json` as JSON; progress and errors go to standard error.
+//! Exit codes: 0 done, 1 failed, 2 used wrongly.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Code, Loaded, Size};
+use crate::home::{Home, Ticket};
+
+mod http;
+mod setup;
+mod show;
+mod transfer;
+
+pub use http::ApiClient;
+
+/// Rent out idle disks, and store your own data on the disks of others.
+#[derive(Debug, Parser)]
+#[command(name = "spare", version, about, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// The node's folder [default: ~/.spare]
+    #[arg(long, global = true, env = "SPARE_HOME", value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Set up a node: its keys, its settings, and the network it belongs to
+    Init(InitArgs),
+    /// Run the node until it is stopped
+    Serve(ServeArgs),
+    /// Store a file
+    Put(PutArgs),
+    /// Read a blob into a file
+    Get(GetArgs),
+    /// List blobs
+    Ls,
+    /// Say how a blob is stored
+    Stat {
+        /// The blob's name
+        name: String,
+    },
+    /// Remove a blob
+    Rm {
+        /// The blob's name
+        name: String,
+    },
+    /// Rebuild the list of blobs from the copies that providers keep
+    Recover,
+    /// Say how the node is
+    Status,
+    /// Print the line with which other nodes join this network
+    Ticket,
+    /// List who offers room
+    Asks,
+    /// Show the settings
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Run a whole network on this machine: put, kill, damage, get, recover
+    Demo(crate::demo::DemoArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print all settings
+    Show {
+        /// Say where each value came from
+        #[arg(long)]
+        origin: bool,
+    },
+}
+
+/// Arguments of `spare init`.
+#[derive(Debug, Args)]
+struct InitArgs {
+    /// Join the network of this ticket, instead of founding one
+    #[arg(long, value_name = "TICKET")]
+    join: Option<Ticket>,
+    /// Rent out this much room, for instance 500GB
+    #[arg(long, value_name = "SIZE")]
+    provide: Option<Size>,
+    /// Use the 24 words in this file, instead of a new seed; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    seed_file: Option<PathBuf>,
+    /// Further settings, as in `--set node.operator=ann`
+    #[arg(long, value_name = "SECTION.NAME=VALUE", value_parser = parse_setting)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Settings for this run, as in `--set node.api_addr=127.0.0.1:0`
+    #[arg(long, value_name = "SECTION.NAME=VALUE", value_parser = parse_setting)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct PutArgs {
+    /// The file; `-` reads standard input
+    file: PathBuf,
+    /// The blob's name [default: the file's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Data and parity shards, for instance 10+20 [default: the setting client.code]
+    #[arg(long, value_name = "K+PARITY")]
+    code: Option<Code>,
+    /// Replace a blob of that name
+    #[arg(long)]
+    replace: bool,
+}
+
+#[derive(Debug, Args)]
+struct GetArgs {
+    /// The blob's name
+    name: String,
+    /// Where to write; `-` writes to standard output [default: the last part of the name]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite the file
+    #[arg(long)]
+    force: bool,
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write SECTION.NAME=VALUE")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// What commands need to know.
+struct Context {
+    home: Home,
+    json: bool,
+}
+
+impl Context {
+    fn load_config(&self, flags: &[(String, String)]) -> anyhow::Result<Loaded> {
+        Ok(crate::config::load(&self.home.config_file(), |name| std::env::var(name).ok(), flags)?)
+    }
+
+    fn api(&self) -> anyhow::Result<ApiClient> {
+        ApiClient::of_home(&self.home)
+    }
+
+    /// Prints a result: as JSON, or by `text`.
+    fn print<T: serde::Serialize>(&self, value: &T, text: impl FnOnce(&T)) -> anyhow::Result<()> {
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(value)?);
+        } else {
+            text(value);
+        }
+        Ok(())
+    }
+}
+
+fn home(given: Option<PathBuf>) -> anyhow::Result<Home> {
+    let home = given
+        .filter(|path| !path.as_os_str().is_empty())
+        .or_else(|| Some(std::env::home_dir()?.join(".spare")));
+    home.map(Home::new).ok_or_else(|| anyhow::anyhow!("where is the node's folder? set --home or SPARE_HOME"))
+}
+
+/// Runs a command and says how it went.
+pub fn run(cli: Cli) -> ExitCode {
+    // A reader that goes away, as in `spare ls | head`, ends the program quietly instead of with a panic.
+    let json = cli.json;
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if json {
+                let error = serde_json::json!({"error": {"code": http::code_of(&error), "message": format!("{error:#}")}});
+                println!("{error}");
+            } else {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let context = Context { home: home(cli.home)?, json: cli.json };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Init(args) => setup::init(&context, args),
+            Command::Serve(args) => setup::serve(&context, &args.set).await,
+            Command::Put(args) => transfer::put(&context, args).await,
+            Command::Get(args) => transfer::get(&context, args).await,
+            Command::Ls => show::ls(&context).await,
+            Command::Stat { name } => show::stat(&context, &name).await,
+            Command::Rm { name } => show::rm(&context, &name).await,
+            Command::Recover => show::recover(&context).await,
+            Command::Status => show::status(&context).await,
+            Command::Ticket => show::ticket(&context).await,
+            Command::Asks => show::asks(&context).await,
+            Command::Config { command: ConfigCommand::Show { origin } } => {
+                setup::show_config(&context, origin)
+            }
+            Command::Demo(args) => crate::demo::run(args, context.json).await,
+        }
+    })
+}

@@ -1,0 +1,151 @@
+//! The short commands: ask the API, print the answer.
+
+use reqwest::Method;
+
+use super::Context;
+use crate::api::{BlobInfo, BlobStat, ProviderInfo, Status};
+use crate::recover::Recovered;
+
+/// A number of bytes for people: `1.5 GB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match units.iter().find(|(scale, _)| bytes as f64 >= *scale) {
+        Some((scale, unit)) => format!("{:.1} {unit}", bytes as f64 / scale),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// A span of time for people: `3 h 20 min`.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+pub(super) async fn ls(context: &Context) -> anyhow::Result<()> {
+    let blobs: Vec<BlobInfo> = context.api()?.json(Method::GET, &["blobs"]).await?;
+    context.print(&blobs, |blobs| {
+        for blob in blobs {
+            println!("{:>10}  {}", bytes(blob.bytes), blob.name);
+        }
+        if blobs.is_empty() {
+            eprintln!("no blobs; `spare put FILE` stores one");
+        }
+    })
+}
+
+pub(super) async fn stat(context: &Context, name: &str) -> anyhow::Result<()> {
+    let stat: BlobStat = context.api()?.json(Method::GET, &["stat", name]).await?;
+    context.print(&stat, |stat| {
+        let overhead = stat.stored_bytes as f64 / stat.blob.bytes.max(1) as f64;
+        println!("{}", stat.blob.name);
+        println!("  length    {} ({} bytes)", bytes(stat.blob.bytes), stat.blob.bytes);
+        println!(
+            "  code      {} in {} segments, {} stored ({overhead:.2} x)",
+            stat.code,
+            stat.segments,
+            bytes(stat.stored_bytes)
+        );
+        let health = match stat.shards_to_spare {
+            i64::MIN..0 => "LOST unless providers come back: too few are up".to_owned(),
+            0 => "no further provider may be lost".to_owned(),
+            spare => format!("{spare} more providers may be lost"),
+        };
+        println!("  health    {health}");
+        for holder in &stat.providers {
+            let state = if holder.up { "up  " } else { "DOWN" };
+            println!(
+                "  {state}  {}  {:>4} shards  {}",
+                &holder.node[..12],
+                holder.shards,
+                holder.operator.as_deref().unwrap_or("?")
+            );
+        }
+    })
+}
+
+pub(super) async fn rm(context: &Context, name: &str) -> anyhow::Result<()> {
+    let api = context.api()?;
+    api.send(api.request(Method::DELETE, &["blobs", name])).await?;
+    context.print(&serde_json::json!({"name": name, "removed": true}), |_| {
+        println!("{name} removed; providers that are away delete its shards when they are back");
+    })
+}
+
+pub(super) async fn recover(context: &Context) -> anyhow::Result<()> {
+    let recovered: Recovered = context.api()?.json(Method::POST, &["recover"]).await?;
+    context.print(&recovered, |r| {
+        println!(
+            "{} blobs found (index entry {}); {} of {} providers answered",
+            r.blobs, r.index_seq, r.providers_answered, r.providers_asked
+        );
+    })
+}
+
+pub(super) async fn ticket(context: &Context) -> anyhow::Result<()> {
+    let status: Status = context.api()?.json(Method::GET, &["status"]).await?;
+    context.print(&serde_json::json!({"ticket": status.ticket}), |_| println!("{}", status.ticket))
+}
+
+pub(super) async fn asks(context: &Context) -> anyhow::Result<()> {
+    let asks: Vec<ProviderInfo> = context.api()?.json(Method::GET, &["asks"]).await?;
+    context.print(&asks, |asks| {
+        for ask in asks {
+            let state = if ask.failing { "failing" } else { "" };
+            let addr = ask.direct.first().map_or("-", String::as_str);
+            println!(
+                "{}  {:>10} free of {:>10}  {addr:<21}  {} {state}",
+                &ask.node[..12],
+                bytes(ask.free_bytes),
+                bytes(ask.offered_bytes),
+                ask.operator
+            );
+        }
+        if asks.is_empty() {
+            eprintln!("nobody offers room yet; asks arrive within seconds of joining a network");
+        }
+    })
+}
+
+pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
+    let status: Status = context.api()?.json(Method::GET, &["status"]).await?;
+    context.print(&status, |s| {
+        println!(
+            "spare {}, running for {}, {} of memory",
+            s.version,
+            span(s.uptime_s),
+            bytes(s.resident_bytes)
+        );
+        println!("  account   {}", s.account);
+        println!("  node      {}", s.node);
+        println!(
+            "  listens   {} (direct), {} (libp2p)",
+            s.direct.join(" "),
+            s.libp2p.first().map_or("nowhere", String::as_str)
+        );
+        println!("  network   {} peers connected, {} providers known", s.connected_peers, s.known_providers);
+        println!("  client    {} blobs, {}", s.blobs, bytes(s.blob_bytes));
+        match &s.provider {
+            Some(p) => println!(
+                "  provider  {} of disk in use, {} free, of {} on offer",
+                bytes(p.used_bytes),
+                bytes(p.free_bytes),
+                bytes(p.offered_bytes)
+            ),
+            None => println!("  provider  no; the setting provide.size offers room"),
+        }
+        println!("  traffic   {} in, {} out", bytes(s.received_bytes), bytes(s.sent_bytes));
+        for t in &s.transfers {
+            println!(
+                "  {}       {}: {} done, {} shards sent",
+                t.kind,
+                t.name,
+                bytes(t.done_bytes),
+                t.shards_sent
+            );
+        }
+    })
+}

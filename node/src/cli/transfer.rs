@@ -1,0 +1,208 @@
+//! `put` and `get`: streaming between a file and the node, with progress, resumable.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::{Method, StatusCode, header};
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
+
+use super::http::{ApiClient, Reported};
+use super::{Context, GetArgs, PutArgs};
+use crate::api::{BlobInfo, PutDone};
+
+/// Size of the pieces in which a file is sent to the node.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Tries of a get that makes no progress in between.
+const GET_TRIES_MAX: usize = 3;
+
+fn progress(context: &Context, total: Option<u64>) -> ProgressBar {
+    if context.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}");
+    bar.with_style(style.expect("the template is a constant"))
+}
+
+pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> {
+    let api = context.api()?;
+    let from_stdin = args.file == Path::new("-");
+    let default_name =
+        args.file.file_name().filter(|_| !from_stdin).map(|n| n.to_string_lossy().into_owned());
+    let Some(name) = args.name.or(default_name) else { bail!("give the blob a name with --name") };
+    let (source, total): (Box<dyn AsyncRead + Send + Unpin>, Option<u64>) = if from_stdin {
+        (Box::new(tokio::io::stdin()), None)
+    } else {
+        let file = tokio::fs::File::open(&args.file)
+            .await
+            .with_context(|| format!("cannot read {}", args.file.display()))?;
+        let metadata = file.metadata().await?;
+        if metadata.is_dir() {
+            bail!("{} is a folder; pack it first, for instance with tar", args.file.display());
+        }
+        (Box::new(file), metadata.is_file().then_some(metadata.len()))
+    };
+    let bar = progress(context, total);
+    let counted = bar.clone();
+    let body = ReaderStream::with_capacity(source, PIECE_BYTES).inspect(move |piece| {
+        if let Ok(piece) = piece {
+            counted.inc(piece.len() as u64);
+            if Some(counted.position()) == total {
+                counted.set_message("waiting for the last receipts");
+            }
+        }
+    });
+    let mut query = vec![("replace", args.replace.to_string())];
+    query.extend(args.code.map(|code| ("code", code.to_string())));
+    let mut request =
+        api.request(Method::PUT, &["blobs", &name]).query(&query).body(reqwest::Body::wrap_stream(body));
+    if let Some(total) = total {
+        request = request.header(header::CONTENT_LENGTH, total);
+    }
+    let result = api.send(request).await;
+    bar.finish_and_clear();
+    let done: PutDone = result?.json().await?;
+    context.print(&done, |done| {
+        let size = super::show::bytes(done.blob.bytes);
+        println!("{}: {size} stored as {}, {} shards sent", done.blob.name, done.code, done.shards_sent);
+        if done.shards_resumed > 0 {
+            println!(
+                "{} shards were already placed by an earlier put that was cut short",
+                done.shards_resumed
+            );
+        }
+        if done.shards_replaced > 0 {
+            println!("{} shards went to another provider, since the first one failed", done.shards_replaced);
+        }
+    })
+}
+
+/// The unfinished file of a get, with the id of the blob it belongs to.
+struct Part {
+    file: PathBuf,
+    id_file: PathBuf,
+}
+
+impl Part {
+    fn of(output: &Path) -> Self {
+        let with = |suffix: &str| {
+            let mut name = output.file_name().unwrap_or_default().to_owned();
+            name.push(suffix);
+            output.with_file_name(name)
+        };
+        Self { file: with(".part"), id_file: with(".part.id") }
+    }
+
+    /// Opens the unfinished file for appending, emptied unless it belongs to blob `id`. Returns it and its length.
+    fn open(&self, id: &str) -> anyhow::Result<(std::fs::File, u64)> {
+        let same = std::fs::read_to_string(&self.id_file).is_ok_and(|known| known == id);
+        let at = || format!("cannot write {}", self.file.display());
+        if !same {
+            std::fs::File::create(&self.file).with_context(at)?;
+            std::fs::write(&self.id_file, id).with_context(at)?;
+        }
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(&self.file).with_context(at)?;
+        let len = file.metadata()?.len();
+        Ok((file, len))
+    }
+
+    fn finish(&self, output: &Path) -> anyhow::Result<()> {
+        std::fs::rename(&self.file, output).with_context(|| format!("cannot write {}", output.display()))?;
+        std::fs::remove_file(&self.id_file)?;
+        let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(std::fs::File::open(folder)?.sync_all()?)
+    }
+}
+
+async fn find(api: &ApiClient, name: &str) -> anyhow::Result<BlobInfo> {
+    let all: Vec<BlobInfo> = api.json(Method::GET, &["blobs"]).await?;
+    let found = all.into_iter().find(|blob| blob.name == name);
+    let message = format!("there is no blob named '{name}'; `spare ls` lists them");
+    found.ok_or_else(|| Reported { code: "no_such_blob".into(), message }.into())
+}
+
+pub(super) async fn get(context: &Context, args: GetArgs) -> anyhow::Result<()> {
+    let api = context.api()?;
+    let blob = find(&api, &args.name).await?;
+    let default = || PathBuf::from(args.name.rsplit('/').next().unwrap_or(&args.name));
+    let output = args.output.clone().unwrap_or_else(default);
+    if output == Path::new("-") {
+        let mut out = tokio::io::stdout();
+        let mut body = api.send(api.request(Method::GET, &["blobs", &args.name])).await?.bytes_stream();
+        while let Some(piece) = body.next().await {
+            out.write_all(
+                &piece
+                    .context("the node gave up in the middle; `spare get` to a file resumes and says why")?,
+            )
+            .await?;
+        }
+        return Ok(out.flush().await?);
+    }
+    if output.is_dir() {
+        bail!("{} is a folder; name a file", output.display());
+    }
+    if output.exists() && !args.force {
+        bail!("{} exists; add --force to overwrite it", output.display());
+    }
+    let bar = progress(context, Some(blob.bytes));
+    let resumed = download(&api, &blob, &output, &bar).await;
+    bar.finish_and_clear();
+    let resumed_bytes = resumed?;
+    let result = serde_json::json!({"name": blob.name, "bytes": blob.bytes, "file": output, "resumed_bytes": resumed_bytes});
+    context.print(&result, |_| {
+        println!("{}: {} written to {}", blob.name, super::show::bytes(blob.bytes), output.display());
+        if resumed_bytes > 0 {
+            println!(
+                "{} were already there from a get that was cut short",
+                super::show::bytes(resumed_bytes)
+            );
+        }
+    })
+}
+
+/// Downloads into a part file, resuming as long as there is progress, and renames it when it is whole and durable.
+async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &ProgressBar) -> anyhow::Result<u64> {
+    let part = Part::of(output);
+    let (mut file, resumed_bytes) = part.open(&blob.id)?;
+    let mut have = resumed_bytes;
+    let mut tries = 0;
+    while have < blob.bytes {
+        bar.set_position(have);
+        let before = have;
+        let request = api.request(Method::GET, &["blobs", &blob.name]);
+        let request = request
+            .header(header::RANGE, format!("bytes={have}-"))
+            .header(header::IF_RANGE, format!("\"{}\"", blob.id));
+        let response = api.send(request).await?;
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            bail!("'{}' was replaced while it was read; run the command again", blob.name);
+        }
+        let mut body = response.bytes_stream();
+        let broken = loop {
+            match body.next().await {
+                None => break None,
+                Some(Err(error)) => break Some(error),
+                Some(Ok(piece)) => {
+                    file.write_all(&piece)
+                        .with_context(|| format!("cannot write {}", part.file.display()))?;
+                    have += piece.len() as u64;
+                    bar.set_position(have);
+                }
+            }
+        };
+        // Asking again from here either goes on, or gives the reason as an error.
+        tries = if have > before { 0 } else { tries + 1 };
+        if let Some(error) = broken
+            && tries >= GET_TRIES_MAX
+        {
+            return Err(anyhow::Error::new(error).context("the node gave up in the middle"));
+        }
+    }
+    file.sync_all()?;
+    part.finish(output)?;
+    Ok(resumed_bytes)
+}

@@ -1,0 +1,423 @@
+//! Configuration: defaults, then `config.toml`, then the environment, then flags. Unknown keys are refused.
+//!
+//! Each key `section.name` may be set by the environment variable `SPARE_SECTION_NAME` and by `--set section.name=value`.
+//! [`Loaded`] remembers where each value came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use spare_proofs::geometry::Geometry;
+
+/// How shards travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Direct connections, and libp2p streams where none can be made.
+    Auto,
+    /// Direct connections only.
+    Direct,
+    /// libp2p streams only.
+    Stream,
+}
+
+/// The `[node]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Who runs this node. Shards of one segment never go to two nodes of one operator.
+    pub operator: String,
+    /// Address to listen on.
+    pub listen_ip: IpAddr,
+    /// Address to tell others, where it differs from the one listened on; empty for none.
+    pub advertise_ip: String,
+    /// UDP port of libp2p; 0 picks a free one.
+    pub libp2p_port: u16,
+    /// UDP port of direct transfers; 0 picks a free one.
+    pub direct_port: u16,
+    /// Address of the HTTP API; port 0 picks a free one.
+    pub api_addr: SocketAddr,
+    /// How shards travel.
+    pub transport: Transport,
+}
+
+/// The `[provide]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProvideConfig {
+    /// Room to rent out; 0 offers none.
+    pub size: Size,
+    /// Folder for shards; empty for `volume` in the node's folder.
+    pub dir: String,
+}
+
+/// The `[client]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// The code of new blobs: data shards + parity shards.
+    pub code: Code,
+}
+
+/// The `[network]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Peers to join through, as multiaddrs that end in `/p2p/...`.
+    pub peers: Vec<String>,
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The `[node]` section.
+    pub node: NodeConfig,
+    /// The `[provide]` section.
+    pub provide: ProvideConfig,
+    /// The `[client]` section.
+    pub client: ClientConfig,
+    /// The `[network]` section.
+    pub network: NetworkConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: NodeConfig {
+                operator: String::new(),
+                listen_ip: IpAddr::from([0, 0, 0, 0]),
+                advertise_ip: String::new(),
+                libp2p_port: 4710,
+                direct_port: 4711,
+                api_addr: SocketAddr::from(([127, 0, 0, 1], 4712)),
+                transport: Transport::Auto,
+            },
+            provide: ProvideConfig { size: Size(0), dir: String::new() },
+            client: ClientConfig { code: Code(Geometry::new(4, 8).expect("4+8 is a code")) },
+            network: NetworkConfig { peers: Vec::new() },
+        }
+    }
+}
+
+/// A number of bytes, written as `500GB`, `2TiB` or plain bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Size(pub u64);
+
+const UNITS: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not a size; write for instance 500GB, 2TiB or 1000000");
+        let text = text.trim();
+        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let unit = unit.trim();
+        let scale = if unit.is_empty() {
+            1
+        } else {
+            UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(wrong)?.1
+        };
+        if let Ok(whole) = number.parse::<u64>() {
+            return whole.checked_mul(scale).map(Self).ok_or_else(wrong);
+        }
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        Ok(Self((number * scale as f64) as u64))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact = UNITS.iter().filter(|(_, scale)| self.0.is_multiple_of(*scale));
+        let (unit, scale) = exact.max_by_key(|(_, scale)| *scale).expect("every number is a multiple of 1");
+        write!(f, "{}{unit}", self.0 / scale)
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> Self {
+        size.to_string()
+    }
+}
+
+/// A code, written `k+parity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Code(pub Geometry);
+
+impl FromStr for Code {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not a code; write data+parity, for instance 4+8 or 10+20");
+        let (k, parity) = text.split_once('+').ok_or_else(wrong)?;
+        let number = |s: &str| s.trim().parse::<usize>().map_err(|_| wrong());
+        Geometry::new(number(k)?, number(parity)?).map(Self).map_err(|e| e.to_string())
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.0.k(), self.0.parity())
+    }
+}
+
+impl TryFrom<String> for Code {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Code> for String {
+    fn from(code: Code) -> Self {
+        code.to_string()
+    }
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {error}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not valid TOML: {error}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: Box<toml::de::Error>,
+    },
+    /// A key that does not exist.
+    #[error("{origin} sets '{key}', which is not a setting; `spare config show` lists them all")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Where it was set.
+        origin: Origin,
+    },
+    /// A value of the wrong kind.
+    #[error("{origin} sets '{key}' wrongly: {error}")]
+    Value {
+        /// The key.
+        key: String,
+        /// Where it was set.
+        origin: Origin,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// The configuration file.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(String),
+    /// The command line.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "${name}"),
+            Self::Flag => f.write_str("command line"),
+        }
+    }
+}
+
+/// A configuration and where each of its values came from.
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// For each `section.name`, the value in TOML and its origin.
+    pub origins: BTreeMap<String, (toml::Value, Origin)>,
+}
+
+/// Loads the configuration from `file` (which may be missing), the environment and `flags` (`section.name`, value).
+///
+/// # Errors
+/// [`ConfigError`] naming the key and where it was set.
+pub fn load(
+    file: &Path,
+    environment: impl Fn(&str) -> Option<String>,
+    flags: &[(String, String)],
+) -> Result<Loaded, ConfigError> {
+    let defaults = toml::Table::try_from(Config::default()).expect("the defaults are TOML");
+    let mut values: BTreeMap<String, (toml::Value, Origin)> =
+        leaves(&defaults).into_iter().map(|(key, value)| (key, (value, Origin::Default))).collect();
+    for (key, value) in leaves(&read_table(file)?) {
+        set(&mut values, key, value, Origin::File(file.to_owned()))?;
+    }
+    for key in values.keys().cloned().collect::<Vec<_>>() {
+        let name = format!("SPARE_{}", key.replace('.', "_").to_uppercase());
+        if let Some(text) = environment(&name) {
+            set_text(&mut values, key, &text, Origin::Environment(name))?;
+        }
+    }
+    for (key, text) in flags {
+        set_text(&mut values, key.clone(), text, Origin::Flag)?;
+    }
+    let config = build(&values)?;
+    Ok(Loaded { config, origins: values })
+}
+
+/// Reads a TOML file; a missing one is an empty table.
+fn read_table(file: &Path) -> Result<toml::Table, ConfigError> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => text
+            .parse()
+            .map_err(|error| ConfigError::Syntax { path: file.to_owned(), error: Box::new(error) }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(toml::Table::new()),
+        Err(error) => Err(ConfigError::Read { path: file.to_owned(), error }),
+    }
+}
+
+fn leaves(table: &toml::Table) -> Vec<(String, toml::Value)> {
+    let mut all = Vec::new();
+    for (section, value) in table {
+        match value {
+            toml::Value::Table(inner) => {
+                all.extend(inner.iter().map(|(k, v)| (format!("{section}.{k}"), v.clone())))
+            }
+            other => all.push((section.clone(), other.clone())),
+        }
+    }
+    all
+}
+
+type Values = BTreeMap<String, (toml::Value, Origin)>;
+
+fn set(values: &mut Values, key: String, value: toml::Value, origin: Origin) -> Result<(), ConfigError> {
+    let Some(place) = values.get_mut(&key) else { return Err(ConfigError::UnknownKey { key, origin }) };
+    let old = std::mem::replace(place, (value, origin.clone()));
+    // Build at once, so that the error names the setting at fault.
+    build(values).map(drop).map_err(|error| match error {
+        ConfigError::Value { error, .. } => ConfigError::Value { key: key.clone(), origin, error },
+        other => other,
+    })?;
+    drop(old);
+    Ok(())
+}
+
+fn set_text(values: &mut Values, key: String, text: &str, origin: Origin) -> Result<(), ConfigError> {
+    let wrong = |error: String| ConfigError::Value { key: key.clone(), origin: origin.clone(), error };
+    let value = match values.get(&key).map(|(value, _)| value) {
+        Some(toml::Value::Integer(_)) => {
+            toml::Value::Integer(text.parse().map_err(|_| wrong(format!("'{text}' is not a number")))?)
+        }
+        Some(toml::Value::Array(_)) => {
+            let items = text.split(',').filter(|s| !s.is_empty());
+            toml::Value::Array(items.map(|s| toml::Value::String(s.trim().to_owned())).collect())
+        }
+        _ => toml::Value::String(text.to_owned()),
+    };
+    set(values, key, value, origin)
+}
+
+fn build(values: &Values) -> Result<Config, ConfigError> {
+    let mut table = toml::Table::new();
+    for (key, (value, _)) in values {
+        let (section, name) = key.split_once('.').expect("settings are section.name");
+        let section = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        section.as_table_mut().expect("sections are tables").insert(name.to_owned(), value.clone());
+    }
+    table.try_into().map_err(|error: toml::de::Error| ConfigError::Value {
+        key: String::new(),
+        origin: Origin::Default,
+        error: error.message().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        let flags: Vec<_> = flags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        load(&file, |name| env.iter().find(|(k, _)| *k == name).map(|(_, v)| (*v).to_owned()), &flags)
+    }
+
+    #[test]
+    fn later_sources_win_and_are_remembered() {
+        let loaded = load_text(
+            "[node]\nlibp2p_port = 1\ndirect_port = 1\noperator = \"ann\"\n",
+            &[
+                ("SPARE_NODE_LIBP2P_PORT", "2"),
+                ("SPARE_PROVIDE_SIZE", "1.5GB"),
+                ("SPARE_NODE_DIRECT_PORT", "2"),
+            ],
+            &[("node.direct_port", "3")],
+        )
+        .unwrap();
+        assert_eq!((loaded.config.node.libp2p_port, loaded.config.node.direct_port), (2, 3));
+        assert_eq!(loaded.config.provide.size, Size(1_500_000_000));
+        assert_eq!(loaded.origins["node.direct_port"].1, Origin::Flag);
+        assert_eq!(
+            loaded.origins["node.libp2p_port"].1,
+            Origin::Environment("SPARE_NODE_LIBP2P_PORT".into())
+        );
+        assert_eq!(loaded.origins["client.code"].1, Origin::Default);
+    }
+
+    #[test]
+    fn mistakes_name_the_key_and_the_place() {
+        let error = |text: &str, env: &[(&str, &str)]| load_text(text, env, &[]).err().unwrap().to_string();
+        assert!(
+            error("[node]\nlisten_pi = \"::1\"", &[]).contains("'node.listen_pi', which is not a setting")
+        );
+        assert!(error("[node]\nlisten_ip = \"here\"", &[]).contains("'node.listen_ip' wrongly"));
+        assert!(
+            error("", &[("SPARE_CLIENT_CODE", "4+0")])
+                .contains("$SPARE_CLIENT_CODE sets 'client.code' wrongly")
+        );
+        assert!(error("", &[("SPARE_PROVIDE_SIZE", "much")]).contains("not a size"));
+        assert!(error("[node", &[]).contains("not valid TOML"));
+    }
+
+    #[test]
+    fn sizes_print_as_they_are_read() {
+        for text in ["500GB", "2TiB", "10MiB", "1234567B", "0TiB"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+        assert_eq!("1234567".parse(), Ok(Size(1_234_567)));
+        assert!("12QB".parse::<Size>().is_err());
+        assert!("99999999999TiB".parse::<Size>().is_err());
+    }
+}

@@ -1,0 +1,305 @@
+//! Discovery: libp2p finds peers and spreads asks.
+//!
+//! QUIC transport; identify and ping to know who is there; Kademlia to find further peers; gossipsub to spread signed asks;
+//! libp2p streams as the second way for `spare/1`. Limits on connections and memory are set, since libp2p has
+//! none by default. The swarm runs in one task; the rest of the node sees [`Addresses`] and a stream control.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, Swarm, connection_limits, gossipsub, identify, kad,
+    memory_connection_limits, ping,
+};
+use spare_market::keys::PublicKey;
+use spare_market::signed::{NetworkId, SignedBytes};
+use spare_proofs::encode::{from_bytes, to_bytes};
+use tokio::sync::mpsc;
+
+use crate::asks::AskBook;
+use crate::limits::{
+    GOSSIP_MAX_BYTES, LIBP2P_CONNECTIONS_MAX, LIBP2P_CONNECTIONS_PER_PEER_MAX, LIBP2P_MEMORY_MAX_BYTES,
+};
+use crate::transport::node_key;
+use crate::unix_now_s;
+
+/// How often the bootstrap peers are dialled while no peer is connected.
+const REJOIN_INTERVAL: Duration = Duration::from_secs(2);
+/// How often Kademlia looks around for further peers.
+const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(120);
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    connection_limits: connection_limits::Behaviour,
+    memory_limits: memory_connection_limits::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    kademlia: kad::Behaviour<kad::store::MemoryStore>,
+    gossip: gossipsub::Behaviour,
+    streams: libp2p_stream::Behaviour,
+}
+
+/// Who is connected over libp2p, and where this node listens.
+#[derive(Default)]
+pub struct Addresses {
+    connected: Mutex<HashMap<PublicKey, IpAddr>>,
+    listening: Mutex<Vec<Multiaddr>>,
+}
+
+impl Addresses {
+    /// Whether a libp2p connection with `node` stands.
+    pub fn is_connected(&self, node: &PublicKey) -> bool {
+        self.connected.lock().expect("no holder panics").contains_key(node)
+    }
+
+    /// All peers connected over libp2p.
+    pub fn connected(&self) -> Vec<PublicKey> {
+        self.connected.lock().expect("no holder panics").keys().copied().collect()
+    }
+
+    /// Where `node` was seen, or the unspecified address.
+    pub fn ip(&self, node: &PublicKey) -> IpAddr {
+        self.connected
+            .lock()
+            .expect("no holder panics")
+            .get(node)
+            .copied()
+            .unwrap_or(IpAddr::from([0, 0, 0, 0]))
+    }
+
+    /// The multiaddrs this node listens on.
+    pub fn listening(&self) -> Vec<Multiaddr> {
+        self.listening.lock().expect("no holder panics").clone()
+    }
+}
+
+/// What runs the swarm. Dropping it stops the swarm.
+pub struct Discovery {
+    /// Who is connected and where.
+    pub addresses: Arc<Addresses>,
+    /// Opens and accepts libp2p streams.
+    pub control: libp2p_stream::Control,
+    /// Sends this node's asks to everyone.
+    pub publish: mpsc::Sender<SignedBytes>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Discovery {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts the swarm on `listen_ip`:`port` and keeps joining through `bootstrap`.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn start(
+    keypair: Keypair,
+    network: NetworkId,
+    listen_ip: IpAddr,
+    port: u16,
+    bootstrap: Vec<Multiaddr>,
+    book: Arc<AskBook>,
+) -> anyhow::Result<Discovery> {
+    let topic =
+        gossipsub::IdentTopic::new(format!("/spare/1/{}/asks", blake3::Hash::from_bytes(network.0).to_hex()));
+    let mut swarm = libp2p::SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_quic()
+        .with_behaviour(|key| behaviour(key, network))?
+        .with_swarm_config(|c| c.with_idle_connection_timeout(Duration::from_secs(3600)))
+        .build();
+    swarm.behaviour_mut().gossip.subscribe(&topic)?;
+    swarm.behaviour_mut().kademlia.set_mode(Some(kad::Mode::Server));
+    let mut listen = Multiaddr::from(listen_ip);
+    listen.push(Protocol::Udp(port));
+    listen.push(Protocol::QuicV1);
+    swarm.listen_on(listen.clone())?;
+    let addresses = Arc::new(Addresses::default());
+    wait_until_listening(&mut swarm, &addresses).await?;
+    let control = swarm.behaviour().streams.new_control();
+    let (publish, outbox) = mpsc::channel(8);
+    let runner = Runner { swarm, topic, addresses: addresses.clone(), bootstrap, book, outbox };
+    Ok(Discovery { addresses, control, publish, task: tokio::spawn(runner.run()) })
+}
+
+fn behaviour(
+    key: &Keypair,
+    network: NetworkId,
+) -> Result<Behaviour, Box<dyn std::error::Error + Send + Sync>> {
+    let peer = key.public().to_peer_id();
+    let network = &blake3::Hash::from_bytes(network.0).to_hex()[..16];
+    let connections = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(64))
+        .with_max_pending_outgoing(Some(64))
+        .with_max_established_incoming(Some(LIBP2P_CONNECTIONS_MAX))
+        .with_max_established_outgoing(Some(LIBP2P_CONNECTIONS_MAX))
+        .with_max_established_per_peer(Some(LIBP2P_CONNECTIONS_PER_PEER_MAX));
+    let gossip = gossipsub::ConfigBuilder::default()
+        .max_transmit_size(GOSSIP_MAX_BYTES)
+        .validation_mode(gossipsub::ValidationMode::Strict)
+        .validate_messages()
+        // The same ask is the same message, whoever passes it on.
+        .message_id_fn(|message| gossipsub::MessageId::from(blake3::hash(&message.data).as_bytes().to_vec()))
+        .build()?;
+    let mut kademlia = kad::Config::new(StreamProtocol::try_from_owned(format!("/spare/1/kad/{network}"))?);
+    kademlia.set_periodic_bootstrap_interval(Some(LOOK_AROUND_INTERVAL));
+    let identify = identify::Config::new(format!("/spare/1/{network}"), key.public())
+        .with_agent_version(format!("spare/{}", env!("CARGO_PKG_VERSION")));
+    Ok(Behaviour {
+        connection_limits: connection_limits::Behaviour::new(connections),
+        memory_limits: memory_connection_limits::Behaviour::with_max_bytes(LIBP2P_MEMORY_MAX_BYTES),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::default(),
+        kademlia: kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kademlia),
+        gossip: gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Signed(key.clone()), gossip)?,
+        streams: libp2p_stream::Behaviour::new(),
+    })
+}
+
+async fn wait_until_listening(swarm: &mut Swarm<Behaviour>, addresses: &Addresses) -> anyhow::Result<()> {
+    let peer = *swarm.local_peer_id();
+    let listening = async {
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::NewListenAddr { address, .. } => {
+                    addresses.add_listening(address, peer);
+                    return Ok(());
+                }
+                SwarmEvent::ListenerClosed { reason: Err(error), .. }
+                | SwarmEvent::ListenerError { error, .. } => {
+                    return Err(anyhow::Error::new(error).context("libp2p cannot listen"));
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), listening).await.map_err(|_| {
+        anyhow::anyhow!("libp2p could not listen within 5 s; is the address this machine's own?")
+    })?
+}
+
+impl Addresses {
+    fn add_listening(&self, address: Multiaddr, peer: PeerId) {
+        if let Ok(address) = address.with_p2p(peer) {
+            self.listening.lock().expect("no holder panics").push(address);
+        }
+    }
+}
+
+struct Runner {
+    swarm: Swarm<Behaviour>,
+    topic: gossipsub::IdentTopic,
+    addresses: Arc<Addresses>,
+    bootstrap: Vec<Multiaddr>,
+    book: Arc<AskBook>,
+    outbox: mpsc::Receiver<SignedBytes>,
+}
+
+impl Runner {
+    async fn run(mut self) {
+        let mut rejoin = tokio::time::interval(REJOIN_INTERVAL);
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.handle(event),
+                _ = rejoin.tick() => self.rejoin(),
+                ask = self.outbox.recv() => match ask {
+                    Some(ask) => self.publish(&ask),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Dials the bootstrap peers that are not connected, as long as fewer than two peers are.
+    fn rejoin(&mut self) {
+        if self.swarm.connected_peers().count() >= 2 {
+            return;
+        }
+        for address in self.bootstrap.clone() {
+            let peer =
+                address.iter().find_map(|p| if let Protocol::P2p(peer) = p { Some(peer) } else { None });
+            if peer.is_some_and(|p| p == *self.swarm.local_peer_id() || self.swarm.is_connected(&p)) {
+                continue;
+            }
+            if let Err(error) = self.swarm.dial(address.clone()) {
+                tracing::debug!(%address, %error, "a bootstrap peer could not be dialled");
+            }
+        }
+    }
+
+    fn publish(&mut self, ask: &SignedBytes) {
+        // Without subscribers there is nobody to tell; late joiners ask for what they missed.
+        if let Err(error) = self.swarm.behaviour_mut().gossip.publish(self.topic.clone(), to_bytes(ask)) {
+            tracing::debug!(%error, "an ask was not gossiped");
+        }
+    }
+
+    fn handle(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => {
+                let peer = *self.swarm.local_peer_id();
+                self.addresses.add_listening(address, peer);
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
+                let ip = endpoint.get_remote_address().iter().find_map(|p| match p {
+                    Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
+                    Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
+                    _ => None,
+                });
+                if let (Some(node), Some(ip)) = (node_key(&peer_id), ip) {
+                    self.addresses.connected.lock().expect("no holder panics").insert(node, ip);
+                }
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+                if let Some(node) = node_key(&peer_id) {
+                    self.addresses.connected.lock().expect("no holder panics").remove(&node);
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => {
+                for address in
+                    info.listen_addrs.into_iter().take(crate::limits::STREAMS_PER_CONNECTION_MAX as usize)
+                {
+                    self.swarm.behaviour_mut().kademlia.add_address(&peer_id, address);
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message {
+                propagation_source,
+                message_id,
+                message,
+            })) => {
+                let acceptance = self.judge(&message.data);
+                let gossip = &mut self.swarm.behaviour_mut().gossip;
+                gossip.report_message_validation_result(&message_id, &propagation_source, acceptance);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a gossiped ask. Only what holds and is news is passed on.
+    fn judge(&self, data: &[u8]) -> gossipsub::MessageAcceptance {
+        use crate::asks::RejectedAsk::{Full, Old};
+        let Ok(raw) = from_bytes::<SignedBytes>(data, GOSSIP_MAX_BYTES) else {
+            return gossipsub::MessageAcceptance::Reject;
+        };
+        match self.book.take(raw, unix_now_s()) {
+            Ok(_) => gossipsub::MessageAcceptance::Accept,
+            Err(Old | Full) => gossipsub::MessageAcceptance::Ignore,
+            Err(error) => {
+                tracing::debug!(%error, "a gossiped ask was rejected");
+                gossipsub::MessageAcceptance::Reject
+            }
+        }
+    }
+}

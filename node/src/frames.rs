@@ -1,0 +1,313 @@
+//! `spare/1`: the framed protocol between peers, over any ordered two-way stream.
+//!
+//! **Participants.** The *asker* opens a stream; the *answerer* serves it. Both are authenticated by node key before the first
+//! byte (libp2p's TLS certificates, over quinn and over libp2p alike).
+//!
+//! **Goals.** The same bytes over every transport; every length known before it is read; one refusal shape with a stable code.
+//! **Non-goals.** Multiplexing (the transport has streams), compression.
+//!
+//! ```text
+//! frame    = length (u32, little endian, at most FRAME_MAX_BYTES) | canonical postcard
+//! session  = Hello -> <- Hello, then any number of:
+//!   Asks                    -> <- Asks
+//!   Store                   -> <- Ready;  shard bytes -> <- Stored(Signed Receipt)
+//!   Read                    -> <- Reading; verified stream, <- Answered(Signed ReadAnswer)
+//!   Delete                  -> <- Deleted
+//!   Holds                   -> <- Holding
+//!   IndexEnd                -> <- IndexEnd
+//!   IndexAppend             -> <- Ready;  entry bytes -> <- Done
+//!   IndexRead               -> <- IndexEntry; entry bytes, <- Done
+//! ```
+//!
+//! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
+
+use std::io;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use spare_market::index::LogEnd;
+use spare_market::signed::{NetworkId, SignedBytes};
+use spare_proofs::encode::{DecodeError, from_bytes, to_bytes};
+use spare_proofs::tree::Root;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::limits::FRAME_MAX_BYTES;
+
+/// The name by which both transports negotiate this protocol.
+pub const PROTOCOL: &str = "/spare/1";
+
+/// The first frame in each direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hello {
+    /// The first version.
+    V1 {
+        /// The network that the peer means.
+        network: NetworkId,
+        /// Lets the peer act for an account. Without it, only `Asks` is answered.
+        grant: Option<SignedBytes>,
+    },
+}
+
+/// What an asker wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The asks that the answerer knows, after the first `skip`.
+    Asks {
+        /// How many to pass over.
+        skip: u32,
+    },
+    /// Keep a shard for the asker's account.
+    Store {
+        /// Its length.
+        shard_bytes: u64,
+    },
+    /// Send the 16 KiB groups that hold bytes `start..end` of a shard of the asker's account.
+    Read {
+        /// The shard.
+        root: Root,
+        /// First byte.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Makes each signed answer unique.
+        nonce: [u8; 16],
+    },
+    /// Delete shards of the asker's account. Unknown ones are passed over.
+    Delete {
+        /// The shards.
+        roots: Vec<Root>,
+    },
+    /// Which of these shards of the asker's account are held?
+    Holds {
+        /// The shards.
+        roots: Vec<Root>,
+    },
+    /// Where the index log of the asker's account ends.
+    IndexEnd,
+    /// Append an entry to the index log of the asker's account.
+    IndexAppend {
+        /// Length of the encoded `SignedBytes` that follows.
+        len: u32,
+    },
+    /// Send entry `seq` of the index log of the asker's account.
+    IndexRead {
+        /// Its number.
+        seq: u64,
+    },
+}
+
+/// What an answerer says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// The request was not carried out.
+    Refused(Refusal),
+    /// Some asks.
+    Asks {
+        /// The asks.
+        asks: Vec<SignedBytes>,
+        /// Whether there are more after these.
+        more: bool,
+    },
+    /// Room is reserved: send the bytes.
+    Ready,
+    /// The shard is durable.
+    Stored(SignedBytes),
+    /// The verified stream follows.
+    Reading {
+        /// The shard's length.
+        shard_bytes: u64,
+    },
+    /// Ends a read: the signed transcript.
+    Answered(SignedBytes),
+    /// How many shards were deleted, and the space given back.
+    Deleted {
+        /// Shards deleted.
+        shards: u32,
+        /// Bytes of disk given back.
+        freed_bytes: u64,
+    },
+    /// For each shard asked about, whether it is held.
+    Holding(Vec<bool>),
+    /// The end of the index log.
+    IndexEnd(LogEnd),
+    /// An encoded `SignedBytes` of this length follows.
+    IndexEntry {
+        /// Its length.
+        len: u32,
+    },
+    /// Done.
+    Done,
+}
+
+/// Who has to change something before a refused request can succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Blame {
+    /// The asker: repeating the request is useless.
+    Asker,
+    /// The answerer: another provider, or a later time, may do.
+    Answerer,
+}
+
+/// Why a request was refused. The number of each variant is stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum RefusalCode {
+    /// The peer belongs to another network.
+    #[error("other network")]
+    OtherNetwork,
+    /// The request needs a grant, and there is none, or it does not hold.
+    #[error("no authority")]
+    NoAuthority,
+    /// The node offers no storage.
+    #[error("not a provider")]
+    NotAProvider,
+    /// No room is left.
+    #[error("no room")]
+    NoRoom,
+    /// A length or count exceeds its bound.
+    #[error("too large")]
+    TooLarge,
+    /// The shard or entry is not here.
+    #[error("not here")]
+    NotHere,
+    /// The range is empty or lies outside the shard.
+    #[error("bad range")]
+    BadRange,
+    /// The shard is here, but its bytes have rotted or cannot be read.
+    #[error("unavailable")]
+    Unavailable,
+    /// The entry does not extend the log.
+    #[error("bad index entry")]
+    BadIndexEntry,
+    /// Too much at once.
+    #[error("busy")]
+    Busy,
+    /// The frame does not decode.
+    #[error("malformed")]
+    Malformed,
+}
+
+/// A refusal: a stable code and a sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("refused ({code}): {detail}")]
+pub struct Refusal {
+    /// What kind.
+    pub code: RefusalCode,
+    /// Who has to act.
+    pub blame: Blame,
+    /// For a person.
+    pub detail: String,
+}
+
+impl Refusal {
+    /// A refusal with the blame that its code implies.
+    pub fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
+        use RefusalCode::*;
+        let blame = match code {
+            OtherNetwork | NoAuthority | TooLarge | BadRange | BadIndexEntry | Malformed => Blame::Asker,
+            NotAProvider | NoRoom | NotHere | Unavailable | Busy => Blame::Answerer,
+        };
+        let mut detail = detail.into();
+        detail.truncate(detail.floor_char_boundary(256));
+        Self { code, blame, detail }
+    }
+}
+
+/// Why a frame could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The stream failed or ended.
+    #[error("the stream failed: {0}")]
+    Io(#[from] io::Error),
+    /// The announced length exceeds the bound.
+    #[error("a frame of {0} bytes is announced, at most {FRAME_MAX_BYTES} are allowed")]
+    TooLong(usize),
+    /// The content does not decode.
+    #[error("a frame does not decode: {0}")]
+    Decode(#[from] DecodeError),
+}
+
+/// Decodes a frame's content, without its length.
+///
+/// # Errors
+/// [`DecodeError`] when it is not canonical.
+pub fn decode<T: Serialize + DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
+    from_bytes(body, FRAME_MAX_BYTES)
+}
+
+/// Encodes a frame with its length in front.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let body = to_bytes(value);
+    assert!(body.len() <= FRAME_MAX_BYTES, "frames are built within their bound");
+    let mut frame = Vec::with_capacity(4 + body.len());
+    frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&body);
+    frame
+}
+
+/// Writes one frame and flushes.
+///
+/// # Errors
+/// When the stream fails.
+pub async fn write_frame<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), value: &T) -> io::Result<()> {
+    stream.write_all(&encode(value)).await?;
+    stream.flush().await
+}
+
+/// Reads one frame's content, or `None` when the stream ends before it.
+///
+/// # Errors
+/// [`FrameError`] when the stream fails within the frame or announces too much.
+pub async fn read_body(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Vec<u8>>, FrameError> {
+    let mut len = [0; 4];
+    if let Err(error) = stream.read_exact(&mut len).await {
+        return if error.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(error.into()) };
+    }
+    let len = u32::from_le_bytes(len) as usize;
+    if len > FRAME_MAX_BYTES {
+        return Err(FrameError::TooLong(len));
+    }
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).await?;
+    Ok(Some(body))
+}
+
+/// Reads and decodes one frame.
+///
+/// # Errors
+/// [`FrameError`] when there is none, or it does not decode.
+pub async fn read_frame<T: Serialize + DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<T, FrameError> {
+    let body = read_body(stream).await?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    Ok(decode(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_frames() {
+        let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+        // length, variant 1, shard_bytes as a varint
+        assert_eq!(hex(&encode(&Request::Store { shard_bytes: 300 })), "0300000001ac02");
+        // length, variant 2, root, start, end, nonce
+        let read = Request::Read { root: Root::from_bytes([0xaa; 32]), start: 1, end: 2, nonce: [0xbb; 16] };
+        assert_eq!(hex(&encode(&read)), format!("3300000002{}0102{}", "aa".repeat(32), "bb".repeat(16)));
+        // length, variant 0, code 3 (no room), blame 1 (answerer), text
+        let refused = Response::Refused(Refusal::new(RefusalCode::NoRoom, "full"));
+        assert_eq!(hex(&encode(&refused)), "08000000000301".to_owned() + "04" + &hex(b"full"));
+        // length, variant 0, network, no grant
+        let hello = Hello::V1 { network: NetworkId([1; 32]), grant: None };
+        assert_eq!(hex(&encode(&hello)), format!("2200000000{}00", "01".repeat(32)));
+    }
+
+    #[tokio::test]
+    async fn an_announced_length_is_checked_before_anything_is_allocated() {
+        let mut stream = &u32::MAX.to_le_bytes()[..];
+        assert!(matches!(read_body(&mut stream).await, Err(FrameError::TooLong(_))));
+        let mut nothing = &[][..];
+        assert!(matches!(read_body(&mut nothing).await, Ok(None)));
+        let mut cut = &[5, 0, 0, 0, 1][..];
+        assert!(matches!(read_body(&mut cut).await, Err(FrameError::Io(_))));
+    }
+}

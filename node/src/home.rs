@@ -1,0 +1,370 @@
+//! The node's folder: identity, secrets and the lock that keeps it to one process.
+//!
+//! ```text
+//! $SPARE_HOME/config.toml     settings
+//!             seed.txt  0600  24 words: the account and all its data. Keep a copy elsewhere; the node runs without it
+//!             identity.toml 0600  network, node key, derived keys, the account's grant to this node key
+//!             api.token 0600  bearer token of the HTTP API
+//!             api.addr        where the API listens while the node runs
+//!             meta/           RocksDB
+//!             volume/         shards for others
+//!             lock            held while a node runs
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use data_encoding::{BASE32_NOPAD, HEXLOWER};
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+use spare_market::grant::{Grant, Scope};
+use spare_market::keys::{PublicKey, Seed, SigningSecret};
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
+use spare_proofs::cipher::Secret;
+use spare_proofs::encode::{from_bytes, to_bytes};
+
+/// How long the grant made by `spare init` lasts, in seconds: ten years.
+const GRANT_LIFE_S: u64 = 10 * 365 * 24 * 3600;
+
+/// Why the folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// There is no node here.
+    #[error("there is no node in {0}; run `spare init` first, or set --home or SPARE_HOME")]
+    Missing(PathBuf),
+    /// There already is one.
+    #[error("there already is a node in {0}; nothing was changed")]
+    Exists(PathBuf),
+    /// Another process runs on it.
+    #[error("another `spare serve` is running on {0}")]
+    Locked(PathBuf),
+    /// A file is not what it should be.
+    #[error("{path} is damaged: {why}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> HomeError {
+    let path = path.to_owned();
+    move |error| HomeError::Io { path, error }
+}
+
+/// Who this node is.
+pub struct Identity {
+    /// The network it belongs to.
+    pub network: NetworkId,
+    /// The account it acts for.
+    pub account: PublicKey,
+    /// The node key.
+    pub node_secret: Secret,
+    /// Seals recipes.
+    pub recipe_key: Secret,
+    /// Seals the index log.
+    pub index_key: Secret,
+    /// The account's grant to the node key.
+    pub grant: SignedBytes,
+}
+
+impl Identity {
+    /// A new node key for the account of `seed` in `network`, granted all scopes from unix time `now_s`.
+    pub fn new(seed: &Seed, network: NetworkId, node_secret: Secret, now_s: u64) -> Self {
+        let delegate = SigningSecret::from_secret(&node_secret).public();
+        let grant = Grant::V1 {
+            delegate,
+            scopes: vec![Scope::Store, Scope::Read, Scope::Provide],
+            spend_cap_pico: 0,
+            expires_s: now_s + GRANT_LIFE_S,
+        };
+        let account = seed.account_key();
+        Self {
+            network,
+            account: account.public(),
+            node_secret,
+            recipe_key: seed.recipe_key(),
+            index_key: seed.index_key(),
+            grant: Signed::new(grant, network, &account).raw().clone(),
+        }
+    }
+
+    /// The node key, for signing.
+    pub fn node_key(&self) -> SigningSecret {
+        SigningSecret::from_secret(&self.node_secret)
+    }
+
+    /// The node key, for libp2p.
+    pub fn libp2p_keypair(&self) -> libp2p::identity::Keypair {
+        libp2p::identity::Keypair::ed25519_from_bytes(*self.node_secret.expose())
+            .expect("32 bytes are an ed25519 key")
+    }
+}
+
+/// The identity as it is kept on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentityFile {
+    version: u32,
+    network: String,
+    account: String,
+    node_key: String,
+    recipe_key: String,
+    index_key: String,
+    grant: String,
+}
+
+/// The node's folder.
+#[derive(Debug, Clone)]
+pub struct Home(PathBuf);
+
+/// The lock on a folder, held while a node runs.
+pub struct HomeLock {
+    _file: File,
+}
+
+impl Home {
+    /// The folder at `path`, which need not exist.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The folder's path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file in the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The settings file.
+    pub fn config_file(&self) -> PathBuf {
+        self.file("config.toml")
+    }
+
+    /// Makes the folder with an identity, its seed, a token and a settings file.
+    ///
+    /// # Errors
+    /// [`HomeError::Exists`] when there is one, else the file that failed.
+    pub fn create(
+        &self,
+        seed: &Seed,
+        identity: &Identity,
+        config: &str,
+        token: &str,
+    ) -> Result<(), HomeError> {
+        if self.file("identity.toml").exists() {
+            return Err(HomeError::Exists(self.0.clone()));
+        }
+        fs::create_dir_all(&self.0).map_err(at(&self.0))?;
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)).map_err(at(&self.0))?;
+        let hex = |secret: &Secret| HEXLOWER.encode(secret.expose());
+        let file = IdentityFile {
+            version: 1,
+            network: HEXLOWER.encode(&identity.network.0),
+            account: identity.account.to_string(),
+            node_key: hex(&identity.node_secret),
+            recipe_key: hex(&identity.recipe_key),
+            index_key: hex(&identity.index_key),
+            grant: HEXLOWER.encode(&to_bytes(&identity.grant)),
+        };
+        let text = toml::to_string(&file).expect("an identity is TOML");
+        self.write_secret("seed.txt", &format!("{}\n", seed.words().as_str()))?;
+        self.write_secret("api.token", &format!("{token}\n"))?;
+        fs::write(self.config_file(), config).map_err(at(&self.config_file()))?;
+        // Last, since its presence says that the folder is complete.
+        self.write_secret("identity.toml", &text)
+    }
+
+    fn write_secret(&self, name: &str, text: &str) -> Result<(), HomeError> {
+        let path = self.file(name);
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(at(&path))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(at(&path))
+    }
+
+    /// Reads the identity.
+    ///
+    /// # Errors
+    /// [`HomeError::Missing`] when there is none.
+    pub fn identity(&self) -> Result<Identity, HomeError> {
+        let path = self.file("identity.toml");
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(HomeError::Missing(self.0.clone()));
+            }
+            other => other.map_err(at(&path))?,
+        };
+        let damaged = |why: String| HomeError::Damaged { path: path.clone(), why };
+        let file: IdentityFile = toml::from_str(&text).map_err(|e| damaged(e.message().to_owned()))?;
+        if file.version != 1 {
+            return Err(damaged(format!(
+                "version {} is unknown; this program knows version 1",
+                file.version
+            )));
+        }
+        let bytes = |name: &str, hex: &str| -> Result<[u8; 32], HomeError> {
+            let bytes = HEXLOWER.decode(hex.as_bytes()).ok();
+            bytes
+                .and_then(|b| b.try_into().ok())
+                .ok_or_else(|| damaged(format!("'{name}' is not 64 hex digits")))
+        };
+        let grant = HEXLOWER.decode(file.grant.as_bytes()).map_err(|e| damaged(e.to_string()))?;
+        Ok(Identity {
+            network: NetworkId(bytes("network", &file.network)?),
+            account: PublicKey::Ed25519(bytes("account", &file.account)?),
+            node_secret: Secret::new(bytes("node_key", &file.node_key)?),
+            recipe_key: Secret::new(bytes("recipe_key", &file.recipe_key)?),
+            index_key: Secret::new(bytes("index_key", &file.index_key)?),
+            grant: from_bytes(&grant, 1024).map_err(|e| damaged(format!("grant: {e}")))?,
+        })
+    }
+
+    /// The API's bearer token.
+    ///
+    /// # Errors
+    /// [`HomeError::Missing`] when there is no node.
+    pub fn token(&self) -> Result<String, HomeError> {
+        let path = self.file("api.token");
+        match fs::read_to_string(&path) {
+            Ok(token) => Ok(token.trim().to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(HomeError::Missing(self.0.clone())),
+            Err(error) => Err(HomeError::Io { path, error }),
+        }
+    }
+
+    /// Takes the folder for this process.
+    ///
+    /// # Errors
+    /// [`HomeError::Locked`] when another process has it.
+    pub fn lock(&self) -> Result<HomeLock, HomeError> {
+        let path = self.file("lock");
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(at(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(HomeLock { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => Err(HomeError::Locked(self.0.clone())),
+            Err(fs::TryLockError::Error(error)) => Err(HomeError::Io { path, error }),
+        }
+    }
+}
+
+/// What it takes to join a network: its id and peers to start from. One line of text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ticket {
+    /// The first version.
+    V1 {
+        /// The network.
+        network: NetworkId,
+        /// Multiaddrs that end in `/p2p/...`.
+        peers: Vec<String>,
+    },
+}
+
+/// Why a line is not a ticket.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this is not a ticket: {0}. A ticket is one line that starts with '{TICKET_PREFIX}'; `spare ticket` prints it"
+)]
+pub struct TicketError(String);
+
+const TICKET_PREFIX: &str = "spare1";
+const TICKET_MAX_BYTES: usize = 4096;
+const TICKET_CHECK_BYTES: usize = 4;
+
+impl std::fmt::Display for Ticket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut bytes = to_bytes(self);
+        bytes.extend_from_slice(&blake3::hash(&bytes).as_bytes()[..TICKET_CHECK_BYTES]);
+        write!(f, "{TICKET_PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_lowercase())
+    }
+}
+
+impl std::str::FromStr for Ticket {
+    type Err = TicketError;
+    fn from_str(text: &str) -> Result<Self, TicketError> {
+        let wrong = |why: &str| TicketError(why.to_owned());
+        let body = text.trim().strip_prefix(TICKET_PREFIX).ok_or_else(|| wrong("it starts otherwise"))?;
+        let bytes = BASE32_NOPAD
+            .decode(body.to_uppercase().as_bytes())
+            .map_err(|_| wrong("it has characters that no ticket has, or was cut"))?;
+        let split = bytes.len().checked_sub(TICKET_CHECK_BYTES).ok_or_else(|| wrong("it was cut"))?;
+        let (bytes, check) = bytes.split_at(split);
+        if blake3::hash(bytes).as_bytes()[..TICKET_CHECK_BYTES] != *check {
+            return Err(wrong("its checksum does not fit; was it copied whole?"));
+        }
+        let ticket: Self = from_bytes(bytes, TICKET_MAX_BYTES).map_err(|e| TicketError(e.to_string()))?;
+        let Self::V1 { peers, .. } = &ticket;
+        for peer in peers {
+            peer.parse::<Multiaddr>().map_err(|e| TicketError(format!("'{peer}' is no address: {e}")))?;
+        }
+        Ok(ticket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::new(dir.path().join("home"));
+        let seed = Seed::from_entropy([1; 32]);
+        let identity = Identity::new(&seed, NetworkId([2; 32]), Secret::new([3; 32]), 100);
+        home.create(&seed, &identity, "", "token").unwrap();
+        (dir, home)
+    }
+
+    #[test]
+    fn an_identity_is_kept_whole_and_secret() {
+        let (_dir, home) = fixture();
+        let identity = home.identity().unwrap();
+        assert_eq!(identity.account, Seed::from_entropy([1; 32]).account_key().public());
+        assert_eq!(identity.node_secret, Secret::new([3; 32]));
+        for name in ["seed.txt", "identity.toml", "api.token"] {
+            assert_eq!(fs::metadata(home.file(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
+        let seed = Seed::from_entropy([9; 32]);
+        assert!(matches!(home.create(&seed, &identity, "", ""), Err(HomeError::Exists(_))));
+        fs::write(home.file("identity.toml"), "version = 1").unwrap();
+        assert!(matches!(home.identity(), Err(HomeError::Damaged { .. })));
+        assert!(matches!(Home::new("/nonexistent".into()).identity(), Err(HomeError::Missing(_))));
+    }
+
+    #[test]
+    fn one_process_holds_the_lock() {
+        let (_dir, home) = fixture();
+        let lock = home.lock().unwrap();
+        assert!(matches!(home.lock(), Err(HomeError::Locked(_))));
+        drop(lock);
+        home.lock().unwrap();
+    }
+
+    #[test]
+    fn tickets_survive_copying_and_notice_mistakes() {
+        let ticket =
+            Ticket::V1 { network: NetworkId([7; 32]), peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
+        let text = ticket.to_string();
+        assert_eq!(format!(" {text}\n").parse::<Ticket>(), Ok(ticket.clone()));
+        assert_eq!(text.to_uppercase().replacen("SPARE1", "spare1", 1).parse::<Ticket>(), Ok(ticket));
+        let mut wrong = text.clone();
+        wrong.replace_range(20..21, if &text[20..21] == "a" { "b" } else { "a" });
+        assert!(wrong.parse::<Ticket>().unwrap_err().to_string().contains("checksum"));
+        assert!("hello".parse::<Ticket>().is_err());
+        assert!(text[..text.len() / 2].parse::<Ticket>().is_err());
+    }
+}

@@ -1,0 +1,157 @@
+//! Copies of index logs: this client's own, and those that a provider keeps for its clients.
+//!
+//! Both are the same thing under an account's key. A copy runs gaplessly from its base; what an entry with a new base replaces
+//! is deleted in the write that adds it.
+
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use spare_market::index::{IndexEntry, IndexError, LogEnd};
+use spare_market::keys::PublicKey;
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
+
+use crate::limits::{INDEX_ENTRIES_MAX, INDEX_MAX_BYTES};
+use crate::meta::{Batch, Meta, MetaError, Table};
+
+/// The end of a copy and what it takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct CopyEnd {
+    end: LogEnd,
+    bytes: u64,
+}
+
+/// Why an entry was not appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// It does not extend the log.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The log would exceed its bounds; a compacted entry is due.
+    #[error("the index log of this account is full; it must be compacted")]
+    Full,
+    /// The metadata store failed.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+}
+
+/// Index logs by account.
+pub struct IndexLogs {
+    meta: Arc<Meta>,
+    /// Serialises appending, so that an end is read and written as one step.
+    appending: Mutex<()>,
+}
+
+fn end_key(account: &PublicKey) -> Vec<u8> {
+    [b"index end ", &account.to_bytes()[..]].concat()
+}
+
+fn entry_key(account: &PublicKey, seq: u64) -> Vec<u8> {
+    [&account.to_bytes()[..], &seq.to_be_bytes()].concat()
+}
+
+impl IndexLogs {
+    /// The logs in `meta`.
+    pub fn new(meta: Arc<Meta>) -> Self {
+        Self { meta, appending: Mutex::new(()) }
+    }
+
+    fn copy_end(&self, account: &PublicKey) -> Result<CopyEnd, MetaError> {
+        Ok(self.meta.get(Table::State, &end_key(account))?.unwrap_or_default())
+    }
+
+    /// Where the log of `account` ends.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn end(&self, account: &PublicKey) -> Result<LogEnd, MetaError> {
+        Ok(self.copy_end(account)?.end)
+    }
+
+    /// Appends a checked entry in one synced write, together with `also`.
+    ///
+    /// # Errors
+    /// [`AppendError`].
+    pub fn append(
+        &self,
+        account: &PublicKey,
+        entry: &Signed<IndexEntry>,
+        mut also: Batch,
+    ) -> Result<LogEnd, AppendError> {
+        let _one_at_a_time = self.appending.lock().expect("no holder panics");
+        let old = self.copy_end(account)?;
+        let IndexEntry::V1(v1) = entry.value();
+        let end = old.end.extend(v1, &entry.raw().bytes)?;
+        if end == old.end {
+            return Ok(end);
+        }
+        let mut bytes = old.bytes + entry.raw().bytes.len() as u64;
+        if end.base != old.end.base && old.end.base > 0 {
+            bytes = entry.raw().bytes.len() as u64;
+            for replaced in old.end.base..=old.end.seq {
+                also.delete(Table::Index, &entry_key(account, replaced));
+            }
+        }
+        if end.seq - end.base >= INDEX_ENTRIES_MAX || bytes > INDEX_MAX_BYTES {
+            return Err(AppendError::Full);
+        }
+        also.put(Table::Index, &entry_key(account, end.seq), entry.raw());
+        self.meta.commit(also.put(Table::State, &end_key(account), &CopyEnd { end, bytes }))?;
+        Ok(end)
+    }
+
+    /// Entry `seq` of the log of `account`.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn read(&self, account: &PublicKey, seq: u64) -> Result<Option<SignedBytes>, MetaError> {
+        self.meta.get(Table::Index, &entry_key(account, seq))
+    }
+
+    /// Entry `seq` of the log of `account`, checked.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn read_checked(
+        &self,
+        account: &PublicKey,
+        seq: u64,
+        network: NetworkId,
+    ) -> Result<Option<Signed<IndexEntry>>, MetaError> {
+        Ok(self.read(account, seq)?.and_then(|raw| raw.check(network).ok()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_market::index::IndexEntryV1;
+    use spare_market::keys::Seed;
+
+    const HOME: NetworkId = NetworkId([1; 32]);
+
+    fn entry(seq: u64, base: u64, previous: [u8; 32]) -> Signed<IndexEntry> {
+        let entry = IndexEntryV1 { seq, base, previous, body: vec![0; 10] };
+        Signed::new(IndexEntry::V1(entry), HOME, &Seed::from_entropy([1; 32]).account_key())
+    }
+
+    #[test]
+    fn a_new_base_replaces_what_came_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = IndexLogs::new(Arc::new(Meta::open(dir.path()).unwrap()));
+        let account = Seed::from_entropy([1; 32]).account_key().public();
+        let mut end = LogEnd::default();
+        for seq in 1..=3 {
+            end = logs.append(&account, &entry(seq, 1, end.hash), Batch::default()).unwrap();
+        }
+        assert!(logs.read(&account, 1).unwrap().is_some());
+        assert!(matches!(
+            logs.append(&account, &entry(2, 1, [0; 32]), Batch::default()),
+            Err(AppendError::Index(_))
+        ));
+        end = logs.append(&account, &entry(4, 4, end.hash), Batch::default()).unwrap();
+        assert_eq!((end.seq, end.base), (4, 4));
+        assert!(logs.read(&account, 3).unwrap().is_none(), "replaced entries give their room back");
+        assert!(logs.read_checked(&account, 4, HOME).unwrap().is_some());
+        assert_eq!(logs.end(&account).unwrap(), end);
+    }
+}

@@ -1,0 +1,66 @@
+//! One table of every bound on what a peer, a user or a file can make this node do.
+//!
+//! A bound that is reached gives a refusal or an error, never a panic and never an unbounded queue.
+
+use std::time::Duration;
+
+/// Longest control frame of `spare/1`. Bulk bytes travel outside frames, with their length announced in one.
+pub const FRAME_MAX_BYTES: usize = 256 * 1024;
+/// Longest shard a provider takes: k = 1 with its single row per record, plus room for rounding.
+pub const SHARD_MAX_BYTES: u64 = 40 << 20;
+/// Most shards named in one delete.
+pub const DELETE_MAX_ROOTS: usize = 4096;
+/// Most asks in one answer; each is at most a few hundred bytes.
+pub const ASKS_PER_ANSWER_MAX: usize = 128;
+/// Most providers whose asks are kept.
+pub const ASKS_MAX: usize = 10_000;
+/// Longest libp2p gossip message.
+pub const GOSSIP_MAX_BYTES: usize = 8 * 1024;
+/// Most direct (quinn) connections at once.
+pub const CONNECTIONS_MAX: usize = 512;
+/// Most direct connections from one address at once.
+pub const CONNECTIONS_PER_IP_MAX: usize = 64;
+/// Most streams a peer may have open on a connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
+/// Most `spare/1` sessions served at once, over all peers and transports.
+pub const SESSIONS_MAX: usize = 1024;
+/// Most sessions served at once for one peer.
+pub const SESSIONS_PER_PEER_MAX: usize = 64;
+/// Most libp2p connections, in each direction.
+pub const LIBP2P_CONNECTIONS_MAX: u32 = 256;
+/// Most libp2p connections with one peer.
+pub const LIBP2P_CONNECTIONS_PER_PEER_MAX: u32 = 4;
+/// Resident memory above which no further libp2p connection is accepted.
+pub const LIBP2P_MEMORY_MAX_BYTES: usize = 1 << 30;
+/// Most index log entries that an account may keep at one provider, and their bytes together.
+pub const INDEX_ENTRIES_MAX: u64 = 100_000;
+/// Most bytes of index log that an account may keep at one provider.
+pub const INDEX_MAX_BYTES: u64 = 256 << 20;
+/// Longest blob name, in bytes.
+pub const NAME_MAX_BYTES: usize = 1024;
+/// Most uploads through the HTTP API at once.
+pub const PUTS_MAX: usize = 4;
+/// Most downloads through the HTTP API at once.
+pub const GETS_MAX: usize = 16;
+
+/// Time for a peer to finish a handshake or a hello.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a connection to a provider to stand.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest silence in the middle of a request: after it the peer counts as stalled.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest idle time of a session between requests, on the serving side.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Silence of a fetch after which a further provider is asked as well.
+pub const HEDGE_AFTER: Duration = Duration::from_millis(1500);
+/// Time for which a provider that could not be reached is asked last.
+pub const COOL_DOWN: Duration = Duration::from_secs(20);
+/// Rounds of replacing failed providers while a segment is placed.
+pub const PLACE_ROUNDS_MAX: usize = 4;
+/// Segments in flight during a put or a get: each holds at most about 40 MiB of plaintext.
+pub const SEGMENTS_IN_FLIGHT: usize = 2;
+/// Cells queued for one shard's upload before the coder waits.
+pub const CELLS_QUEUED_MAX: usize = 4;
+
+/// Space that is always left free on a provider's disk, for metadata.
+pub const DISK_MARGIN_BYTES: u64 = 16 << 20;

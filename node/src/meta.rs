@@ -1,0 +1,266 @@
+//! The node's one RocksDB: metadata only, shards are files.
+//!
+//! | column family | key | value |
+//! |---|---|---|
+//! | `shards` | owner, root | [`ShardRecord`](crate::shards::ShardRecord) of a durable shard |
+//! | `pending` | file name | a shard file that may exist without a record, after a crash |
+//! | `index` | account, seq | a client's signed index entry, kept for its recovery |
+//! | `blobs` | name | this client's blobs |
+//! | `puts` | name, or name and segment | this client's unfinished uploads |
+//! | `state` | name | counters, the network, known asks, this client's own log |
+//!
+//! Writes that are acknowledged to somebody are synced ([`Meta::commit`]); progress notes are not ([`Meta::note`]): they
+//! survive a killed process, and losing one in a power cut costs repeated work only.
+
+use std::path::Path;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options, WriteBatch,
+    WriteOptions,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use spare_proofs::encode::{from_bytes, to_bytes};
+
+/// A column family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Table {
+    Shards,
+    Pending,
+    Index,
+    Blobs,
+    Puts,
+    State,
+}
+
+impl Table {
+    const ALL: [Self; 6] = [Self::Shards, Self::Pending, Self::Index, Self::Blobs, Self::Puts, Self::State];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Shards => "shards",
+            Self::Pending => "pending",
+            Self::Index => "index",
+            Self::Blobs => "blobs",
+            Self::Puts => "puts",
+            Self::State => "state",
+        }
+    }
+}
+
+/// Longest stored record that is decoded.
+const RECORD_MAX_BYTES: usize = 128 << 20;
+
+/// The metadata store failed or holds something that does not decode.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// RocksDB failed.
+    #[error("the metadata store failed: {0}")]
+    Store(#[from] rocksdb::Error),
+    /// A record does not decode: the files were damaged, or written by a newer version.
+    #[error("a record in table {table} does not decode; was it written by a newer version? ({error})")]
+    Record {
+        /// Which table.
+        table: &'static str,
+        /// Why.
+        error: spare_proofs::encode::DecodeError,
+    },
+}
+
+/// The open metadata store.
+pub struct Meta {
+    db: DB,
+}
+
+/// Writes that take effect together.
+#[derive(Default)]
+pub struct Batch(Vec<Change>);
+
+enum Change {
+    Put(Table, Vec<u8>, Vec<u8>),
+    Delete(Table, Vec<u8>),
+    Add(Table, Vec<u8>, i64),
+}
+
+impl Batch {
+    /// Sets a record.
+    pub fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> &mut Self {
+        self.0.push(Change::Put(table, key.to_vec(), to_bytes(value)));
+        self
+    }
+
+    /// Removes a record.
+    pub fn delete(&mut self, table: Table, key: &[u8]) -> &mut Self {
+        self.0.push(Change::Delete(table, key.to_vec()));
+        self
+    }
+
+    /// Adds to a counter, which is 8 bytes little endian.
+    pub fn add(&mut self, table: Table, key: &[u8], delta: i64) -> &mut Self {
+        self.0.push(Change::Add(table, key.to_vec(), delta));
+        self
+    }
+}
+
+fn counter(bytes: &[u8]) -> i64 {
+    bytes.try_into().map_or(0, i64::from_le_bytes)
+}
+
+impl Meta {
+    /// Opens the store in `dir`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// [`MetaError`], also when another process has it open.
+    pub fn open(dir: &Path) -> Result<Self, MetaError> {
+        let cache = Cache::new_lru_cache(4 << 20);
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_block_cache(&cache);
+        blocks.set_bloom_filter(10.0, false);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_max_open_files(64);
+        options.set_keep_log_file_num(2);
+        options.set_max_log_file_size(1 << 20);
+        options.set_max_total_wal_size(16 << 20);
+        options.set_max_background_jobs(2);
+        options.set_paranoid_checks(true);
+        options.set_stats_dump_period_sec(0);
+        let tables = Table::ALL.map(|table| {
+            let mut options = Options::default();
+            options.set_write_buffer_size(2 << 20);
+            options.set_block_based_table_factory(&blocks);
+            options.set_merge_operator_associative("add", |_, old, deltas| {
+                let sum = deltas.iter().fold(old.map_or(0, counter), |sum, d| sum.wrapping_add(counter(d)));
+                Some(sum.to_le_bytes().to_vec())
+            });
+            ColumnFamilyDescriptor::new(table.name(), options)
+        });
+        Ok(Self { db: DB::open_cf_descriptors(&options, dir, tables)? })
+    }
+
+    fn table(&self, table: Table) -> &rocksdb::ColumnFamily {
+        self.db.cf_handle(table.name()).expect("all tables are made on opening")
+    }
+
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), MetaError> {
+        let mut writes = WriteBatch::default();
+        for change in &batch.0 {
+            match change {
+                Change::Put(table, key, value) => writes.put_cf(self.table(*table), key, value),
+                Change::Delete(table, key) => writes.delete_cf(self.table(*table), key),
+                Change::Add(table, key, delta) => {
+                    writes.merge_cf(self.table(*table), key, delta.to_le_bytes())
+                }
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        Ok(self.db.write_opt(writes, &options)?)
+    }
+
+    /// Writes a batch and returns once it is durable.
+    ///
+    /// # Errors
+    /// [`MetaError::Store`].
+    pub fn commit(&self, batch: &Batch) -> Result<(), MetaError> {
+        self.write(batch, true)
+    }
+
+    /// Writes a batch that survives this process, but perhaps not a power cut.
+    ///
+    /// # Errors
+    /// [`MetaError::Store`].
+    pub fn note(&self, batch: &Batch) -> Result<(), MetaError> {
+        self.write(batch, false)
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn get<T: Serialize + DeserializeOwned>(
+        &self,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<T>, MetaError> {
+        self.db.get_cf(self.table(table), key)?.map(|bytes| decode(table, &bytes)).transpose()
+    }
+
+    /// Reads a counter; one that was never added to is 0.
+    ///
+    /// # Errors
+    /// [`MetaError::Store`].
+    pub fn counter(&self, table: Table, key: &[u8]) -> Result<i64, MetaError> {
+        Ok(self.db.get_cf(self.table(table), key)?.map_or(0, |bytes| counter(&bytes)))
+    }
+
+    /// Calls `visit` with the rest of the key and the record for each key that starts with `prefix`, in order, until it says stop.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn scan<T: Serialize + DeserializeOwned>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], T) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), MetaError> {
+        for item in self.db.iterator_cf(self.table(table), IteratorMode::From(prefix, Direction::Forward)) {
+            let (key, value) = item?;
+            let Some(rest) = key.strip_prefix(prefix) else { break };
+            if visit(rest, decode(table, &value)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// All records whose key starts with `prefix`, with the rest of their keys.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn all<T: Serialize + DeserializeOwned>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+    ) -> Result<Vec<(Vec<u8>, T)>, MetaError> {
+        let mut records = Vec::new();
+        self.scan(table, prefix, |key, value| {
+            records.push((key.to_vec(), value));
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(records)
+    }
+}
+
+fn decode<T: Serialize + DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, MetaError> {
+    from_bytes(bytes, RECORD_MAX_BYTES).map_err(|error| MetaError::Record { table: table.name(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_counters_and_scans_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let meta = Meta::open(dir.path()).unwrap();
+            let mut batch = Batch::default();
+            batch.put(Table::Blobs, b"a/1", &1u64).put(Table::Blobs, b"a/2", &2u64).put(
+                Table::Blobs,
+                b"b",
+                &3u64,
+            );
+            batch.add(Table::State, b"used", 10).add(Table::State, b"used", -3);
+            meta.commit(&batch).unwrap();
+            assert!(Meta::open(dir.path()).is_err(), "one process at a time");
+        }
+        let meta = Meta::open(dir.path()).unwrap();
+        assert_eq!(meta.get::<u64>(Table::Blobs, b"b").unwrap(), Some(3));
+        assert_eq!(meta.counter(Table::State, b"used").unwrap(), 7);
+        assert_eq!(meta.counter(Table::State, b"none").unwrap(), 0);
+        assert_eq!(meta.all::<u64>(Table::Blobs, b"a/").unwrap(), [(b"1".to_vec(), 1), (b"2".to_vec(), 2)]);
+        assert!(matches!(meta.get::<String>(Table::Blobs, b"b"), Err(MetaError::Record { .. })));
+    }
+}

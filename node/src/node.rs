@@ -1,0 +1,292 @@
+//! A running node: all parts put together, and the background work between them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use spare_market::ask::{ADDRESSES_MAX, Ask, AskV1};
+use spare_market::keys::SigningSecret;
+use spare_market::signed::Signed;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+use crate::answer::Answerer;
+use crate::asks::AskBook;
+use crate::catalog::Catalog;
+use crate::client::Client;
+use crate::config::Config;
+use crate::discover::{Addresses, Discovery};
+use crate::frames::PROTOCOL;
+use crate::home::{Home, HomeLock, Identity, Ticket};
+use crate::index_log::IndexLogs;
+use crate::meta::Meta;
+use crate::peers::{Credentials, Peers};
+use crate::shards::Volume;
+use crate::transport::{Direct, Traffic, Wire, node_key};
+use crate::unix_now_s;
+
+/// How often a provider repeats its ask.
+const ASK_INTERVAL: Duration = Duration::from_secs(15);
+/// How long an ask holds, in seconds.
+const ASK_LIFE_S: u64 = 600;
+/// How often index copies are brought up to date and garbage is collected.
+const TIDY_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A running node.
+pub struct Node {
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// Its settings.
+    pub config: Config,
+    /// The client's side.
+    pub client: Arc<Client>,
+    /// Rented-out storage, if it offers any.
+    pub volume: Option<Arc<Volume>>,
+    /// Bytes over the wire.
+    pub traffic: Arc<Traffic>,
+    /// Who is connected and where it listens.
+    pub addresses: Arc<Addresses>,
+    /// When it started.
+    pub started: Instant,
+    direct: Arc<Direct>,
+    node_key: SigningSecret,
+    book: Arc<AskBook>,
+    discovery: Discovery,
+    _lock: HomeLock,
+}
+
+/// Raises the soft limit on open files to the hard one: each peer and each shard under way takes one.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on open files could not be raised");
+    }
+}
+
+impl Node {
+    /// Starts everything but the HTTP API.
+    ///
+    /// # Errors
+    /// When the folder is taken, a port is taken, or a file cannot be used.
+    pub async fn start(home: &Home, config: Config) -> anyhow::Result<Arc<Self>> {
+        spare_proofs::erasure::check_processor()?;
+        raise_file_limit();
+        let identity = Arc::new(home.identity()?);
+        let lock = home.lock()?;
+        let meta = Arc::new(Meta::open(&home.file("meta"))?);
+        let book = Arc::new(AskBook::open(identity.network, meta.clone(), unix_now_s())?);
+        let logs = Arc::new(IndexLogs::new(meta.clone()));
+        let volume = open_volume(home, &config, &meta)?;
+        let traffic = Arc::new(Traffic::default());
+
+        let direct_addr = SocketAddr::new(config.node.listen_ip, config.node.direct_port);
+        let direct =
+            Direct::bind(direct_addr, identity.libp2p_keypair(), traffic.clone()).with_context(|| {
+                format!("cannot listen on UDP {direct_addr}; set node.direct_port to another port, or 0")
+            })?;
+        let direct = Arc::new(direct);
+        let bootstrap = config.network.peers.iter().map(|p| p.parse()).collect::<Result<Vec<Multiaddr>, _>>();
+        let bootstrap = bootstrap.context("a peer in network.peers is not a multiaddr")?;
+        let discovery = crate::discover::start(
+            identity.libp2p_keypair(),
+            identity.network,
+            config.node.listen_ip,
+            config.node.libp2p_port,
+            bootstrap,
+            book.clone(),
+        )
+        .await
+        .with_context(|| {
+            format!("cannot start libp2p on {} port {}", config.node.listen_ip, config.node.libp2p_port)
+        })?;
+        let addresses = discovery.addresses.clone();
+
+        let credentials = Credentials { network: identity.network, grant: identity.grant.clone() };
+        let peers = Arc::new(Peers::new(
+            credentials,
+            book.clone(),
+            direct.clone(),
+            discovery.control.clone(),
+            addresses.clone(),
+            traffic.clone(),
+            config.node.transport,
+        ));
+        let catalog = Arc::new(Catalog::new(meta.clone(), logs.clone(), identity.clone()));
+        let client = Arc::new(Client::new(peers, catalog, addresses.clone()));
+        let answerer = Arc::new(Answerer::new(
+            identity.network,
+            identity.node_key(),
+            identity.grant.clone(),
+            volume.clone(),
+            logs,
+            book.clone(),
+        ));
+        let node = Arc::new(Self {
+            node_key: identity.node_key(),
+            identity,
+            config,
+            client,
+            volume,
+            traffic,
+            addresses,
+            started: Instant::now(),
+            direct,
+            book,
+            discovery,
+            _lock: lock,
+        });
+        node.clone().answer(answerer)?;
+        if node.volume.is_some() {
+            tokio::spawn(node.clone().repeat_ask());
+        }
+        tokio::spawn(node.clone().tidy());
+        Ok(node)
+    }
+
+    /// Serves `spare/1` on both transports.
+    fn answer(self: Arc<Self>, answerer: Arc<Answerer>) -> anyhow::Result<()> {
+        let serving = answerer.clone();
+        let serve = move |mut wire: Wire| {
+            let answerer = serving.clone();
+            tokio::spawn(async move {
+                answerer.serve(&mut wire).await;
+            });
+        };
+        tokio::spawn(self.direct.clone().accept(serve.clone()));
+        let mut control = self.discovery.control.clone();
+        let mut incoming =
+            control.accept(libp2p::StreamProtocol::new(PROTOCOL)).context("spare/1 is registered once")?;
+        let (addresses, traffic) = (self.addresses.clone(), self.traffic.clone());
+        tokio::spawn(async move {
+            use futures::StreamExt;
+            while let Some((peer, stream)) = incoming.next().await {
+                let Some(node) = node_key(&peer) else { continue };
+                let (recv, send) = tokio::io::split(stream.compat());
+                serve(Wire::new(recv, send, node, addresses.ip(&node), &traffic));
+            }
+        });
+        Ok(())
+    }
+
+    /// Says what this provider offers, again and again.
+    async fn repeat_ask(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(ASK_INTERVAL);
+        let mut soon = 3;
+        loop {
+            interval.tick().await;
+            if let Some(ask) = self.ask() {
+                if let Err(error) = self.book.take(ask.raw().clone(), unix_now_s()) {
+                    tracing::debug!(%error, "this node's own ask is not news");
+                }
+                if self.discovery.publish.send(ask.raw().clone()).await.is_err() {
+                    return;
+                }
+            }
+            // The mesh of a node that just started forms within seconds: repeat soon, then seldom.
+            if soon > 0 {
+                soon -= 1;
+                interval.reset_after(Duration::from_secs(2));
+            }
+        }
+    }
+
+    /// This provider's ask as of now.
+    fn ask(&self) -> Option<Signed<Ask>> {
+        let room = self.volume.as_ref()?.room();
+        let now_s = unix_now_s();
+        let ask = AskV1 {
+            grant: self.identity.grant.clone(),
+            operator: self.config.node.operator.clone(),
+            direct: self.direct_addrs(),
+            libp2p: self.libp2p_addrs().iter().map(ToString::to_string).collect(),
+            offered_bytes: room.offered_bytes,
+            free_bytes: room.free_bytes,
+            made_s: now_s,
+            valid_until_s: now_s + ASK_LIFE_S,
+        };
+        Some(Signed::new(Ask::V1(ask), self.identity.network, &self.node_key))
+    }
+
+    /// Where libp2p can be reached, as others should dial it.
+    pub fn libp2p_addrs(&self) -> Vec<Multiaddr> {
+        let advertised = self.config.node.advertise_ip.parse::<std::net::IpAddr>().ok();
+        let mut addrs: Vec<Multiaddr> = self.addresses.listening();
+        if let Some(ip) = advertised {
+            addrs =
+                addrs.into_iter().filter_map(|addr| addr.replace(0, |_| Some(Protocol::from(ip)))).collect();
+            addrs.sort();
+            addrs.dedup();
+        }
+        // Loopback means nothing to others, unless it is all there is.
+        let public: Vec<Multiaddr> = addrs.iter().filter(|a| !is_loopback(a)).cloned().collect();
+        let mut addrs = if public.is_empty() { addrs } else { public };
+        addrs.truncate(ADDRESSES_MAX);
+        addrs
+    }
+
+    /// Where direct transfers can be reached, as others should dial it: the same addresses, with the direct port.
+    pub fn direct_addrs(&self) -> Vec<SocketAddr> {
+        let Ok(bound) = self.direct.local_addr() else { return Vec::new() };
+        let ip = |addr: &Multiaddr| match addr.iter().next() {
+            Some(Protocol::Ip4(ip)) => Some(ip.into()),
+            Some(Protocol::Ip6(ip)) => Some(ip.into()),
+            _ => None,
+        };
+        self.libp2p_addrs().iter().filter_map(ip).map(|ip| SocketAddr::new(ip, bound.port())).collect()
+    }
+
+    /// What others need to join the network through this node.
+    pub fn ticket(&self) -> Ticket {
+        let peers = self.libp2p_addrs().iter().map(ToString::to_string).collect();
+        Ticket::V1 { network: self.identity.network, peers }
+    }
+
+    /// Brings index copies up to date and deletes what is no longer needed, in the background.
+    async fn tidy(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(TIDY_INTERVAL);
+        interval.tick().await;
+        loop {
+            interval.tick().await;
+            self.client.find_providers(|c| !c.peers.candidates().is_empty()).await;
+            let has_index = self.client.catalog.end().is_ok_and(|end| end.seq > 0);
+            if has_index {
+                let (_, failures) = self.client.push_index().await;
+                for (node, error) in failures {
+                    tracing::debug!(%node, %error, "a copy of the index lags");
+                }
+                self.client.collect_garbage().await;
+            }
+        }
+    }
+
+    /// Tells peers that this node stops.
+    pub fn close(&self) {
+        self.direct.close();
+    }
+}
+
+fn is_loopback(addr: &Multiaddr) -> bool {
+    match addr.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
+fn open_volume(home: &Home, config: &Config, meta: &Arc<Meta>) -> anyhow::Result<Option<Arc<Volume>>> {
+    if config.provide.size.0 == 0 {
+        return Ok(None);
+    }
+    let dir = match config.provide.dir.as_str() {
+        "" => home.file("volume"),
+        dir => PathBuf::from(dir),
+    };
+    let volume = Volume::open(&dir, meta.clone(), config.provide.size.0)
+        .with_context(|| format!("the folder for shards, {}, cannot be used", dir.display()))?;
+    Ok(Some(Arc::new(volume)))
+}

@@ -1,0 +1,539 @@
+//! Asking other peers: sessions, kept open and reused, and what is remembered of how each peer answered.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use libp2p_stream::Control;
+use serde::Serialize;
+use spare_market::index::LogEnd;
+use spare_market::keys::PublicKey;
+use spare_market::placement::{Candidate, Subnet};
+use spare_market::receipt::{ReadAnswer, Receipt, Transcript};
+use spare_market::signed::{NetworkId, Signed, SignedBytes, SignedError};
+use spare_proofs::encode::{from_bytes, to_bytes};
+use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier, VerifyError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+use crate::asks::AskBook;
+use crate::config::Transport;
+use crate::discover::Addresses;
+use crate::frames::{FrameError, Hello, PROTOCOL, Refusal, Request, Response, read_frame, write_frame};
+use crate::limits::{COOL_DOWN, DIAL_TIMEOUT, HELLO_TIMEOUT, STALL_TIMEOUT};
+use crate::transport::{DialError, Direct, Traffic, Wire, peer_id};
+use crate::unix_now_s;
+
+/// Most idle sessions kept for one peer.
+const IDLE_SESSIONS_MAX: usize = 8;
+
+/// Why a peer did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// It could not be reached.
+    #[error("unreachable: {0}")]
+    Dial(#[from] DialError),
+    /// It stopped answering in the middle.
+    #[error("it fell silent for {} s", STALL_TIMEOUT.as_secs())]
+    Stalled,
+    /// The stream broke or carried nonsense.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// It refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Its bytes are not the shard's.
+    #[error("it sent wrong bytes: {0}")]
+    WrongBytes(#[from] VerifyError),
+    /// Its signature does not hold.
+    #[error("it signed wrongly: {0}")]
+    Signature(#[from] SignedError),
+    /// It signed something else than was asked.
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The bytes to send ended early.
+    #[error("the upload was given up")]
+    GivenUp,
+}
+
+impl From<std::io::Error> for PeerError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Frame(error.into())
+    }
+}
+
+/// How a peer has answered so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Health {
+    failed_at: Option<Instant>,
+    failures_in_row: u32,
+    /// Smoothed bytes per second of reads.
+    rate: Option<f64>,
+}
+
+/// What this node says of itself when it asks.
+pub struct Credentials {
+    /// The network.
+    pub network: NetworkId,
+    /// The grant of its account.
+    pub grant: SignedBytes,
+}
+
+/// Everything needed to ask other peers.
+pub struct Peers {
+    credentials: Credentials,
+    /// Known providers.
+    pub book: Arc<AskBook>,
+    direct: Arc<Direct>,
+    control: Control,
+    addresses: Arc<Addresses>,
+    traffic: Arc<Traffic>,
+    transport: Transport,
+    idle: Mutex<HashMap<PublicKey, Vec<Session>>>,
+    health: Mutex<HashMap<PublicKey, Health>>,
+}
+
+/// Asks whether idle streams died with the last idle timeout of the other side.
+const IDLE_TRUST: Duration = Duration::from_secs(60);
+
+impl Peers {
+    /// Puts the parts together.
+    pub fn new(
+        credentials: Credentials,
+        book: Arc<AskBook>,
+        direct: Arc<Direct>,
+        control: Control,
+        addresses: Arc<Addresses>,
+        traffic: Arc<Traffic>,
+        transport: Transport,
+    ) -> Self {
+        let (idle, health) = (Mutex::default(), Mutex::default());
+        Self { credentials, book, direct, control, addresses, traffic, transport, idle, health }
+    }
+
+    /// The network these peers belong to.
+    pub fn network(&self) -> NetworkId {
+        self.credentials.network
+    }
+
+    /// Known providers as candidates for a shard, with their record.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let health = self.health.lock().expect("no holder panics");
+        let providers = self.book.valid(unix_now_s());
+        let candidate = |p: crate::asks::Provider| Candidate {
+            node: p.node,
+            subnet: Subnet::from(p.ip()),
+            record: health.get(&p.node).map_or(100, |h| (100 >> h.failures_in_row.min(6)) as u8).max(1),
+            free_bytes: p.ask.free_bytes,
+            operator: if p.ask.operator.is_empty() { p.account.to_string() } else { p.ask.operator },
+        };
+        providers.into_iter().map(candidate).collect()
+    }
+
+    /// Whether `node` failed within the cool-down.
+    pub fn is_cooling(&self, node: &PublicKey) -> bool {
+        let health = self.health.lock().expect("no holder panics");
+        health.get(node).and_then(|h| h.failed_at).is_some_and(|at| at.elapsed() < COOL_DOWN)
+    }
+
+    /// Smoothed read rate of `node` in bytes per second, if it was ever read from.
+    pub fn rate(&self, node: &PublicKey) -> Option<f64> {
+        self.health.lock().expect("no holder panics").get(node).and_then(|h| h.rate)
+    }
+
+    /// Notes that `node` lets others wait, so that it is asked last for a while.
+    pub fn note_slow(&self, node: &PublicKey) {
+        self.health.lock().expect("no holder panics").entry(*node).or_default().failed_at =
+            Some(Instant::now());
+    }
+
+    fn note_failure(&self, node: &PublicKey) {
+        let mut health = self.health.lock().expect("no holder panics");
+        let health = health.entry(*node).or_default();
+        health.failed_at = Some(Instant::now());
+        health.failures_in_row = health.failures_in_row.saturating_add(1);
+    }
+
+    fn note_success(&self, node: &PublicKey, read: Option<(u64, Duration)>) {
+        let mut health = self.health.lock().expect("no holder panics");
+        let health = health.entry(*node).or_default();
+        health.failed_at = None;
+        health.failures_in_row = 0;
+        if let Some((bytes, took)) = read {
+            let rate = bytes as f64 / took.as_secs_f64().max(1e-6);
+            health.rate = Some(health.rate.map_or(rate, |old| 0.8 * old + 0.2 * rate));
+        }
+    }
+
+    /// Runs `ask` on a session with `node`, kept or new, and keeps the session when it went well.
+    ///
+    /// # Errors
+    /// What dialling or `ask` gives. A refusal does not count as the peer's failure.
+    pub async fn with_session<T>(
+        &self,
+        node: &PublicKey,
+        ask: impl AsyncFnOnce(&mut Session) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let mut session = match self.session(node).await {
+            Ok(session) => session,
+            Err(error) => {
+                self.note_failure(node);
+                return Err(error);
+            }
+        };
+        let result = ask(&mut session).await;
+        match &result {
+            Ok(_) => self.note_success(node, None),
+            Err(PeerError::Refused(_)) => {}
+            Err(PeerError::GivenUp) => return result,
+            Err(_) => {
+                self.note_failure(node);
+                return result;
+            }
+        }
+        if session.in_step {
+            session.idle_since = Instant::now();
+            let mut idle = self.idle.lock().expect("no holder panics");
+            let sessions = idle.entry(*node).or_default();
+            if sessions.len() < IDLE_SESSIONS_MAX {
+                sessions.push(session);
+            }
+        }
+        result
+    }
+
+    async fn session(&self, node: &PublicKey) -> Result<Session, PeerError> {
+        let kept = {
+            let mut idle = self.idle.lock().expect("no holder panics");
+            let sessions = idle.entry(*node).or_default();
+            sessions.retain(|s| s.idle_since.elapsed() < IDLE_TRUST);
+            sessions.pop()
+        };
+        if let Some(session) = kept.filter(Session::is_alive) {
+            return Ok(session);
+        }
+        self.idle.lock().expect("no holder panics").remove(node);
+        let wire = self.open(node).await?;
+        Session::start(wire, &self.credentials).await
+    }
+
+    async fn open(&self, node: &PublicKey) -> Result<Wire, PeerError> {
+        let direct_addr = self.book.get(node).and_then(|p| p.direct_addr());
+        let direct = match (self.transport, direct_addr) {
+            (Transport::Stream, _) => None,
+            (_, Some(addr)) => Some(self.direct.open(node, addr).await),
+            (Transport::Direct, None) => Some(Err(DialError::NoAddress)),
+            (Transport::Auto, None) => None,
+        };
+        match direct {
+            Some(Ok(wire)) => Ok(wire),
+            Some(Err(error)) if self.transport == Transport::Direct => Err(error.into()),
+            Some(Err(error)) if !self.addresses.is_connected(node) => Err(error.into()),
+            _ => self.open_stream(node).await,
+        }
+    }
+
+    async fn open_stream(&self, node: &PublicKey) -> Result<Wire, PeerError> {
+        let peer = peer_id(node).ok_or(DialError::BadKey)?;
+        let mut control = self.control.clone();
+        let protocol = libp2p::StreamProtocol::new(PROTOCOL);
+        let opening = timeout(DIAL_TIMEOUT, control.open_stream(peer, protocol)).await;
+        let stream = opening
+            .map_err(|_| DialError::Timeout(peer.to_string()))?
+            .map_err(|e| DialError::Failed { addr: peer.to_string(), why: e.to_string() })?;
+        let (recv, send) = tokio::io::split(stream.compat());
+        Ok(Wire::new(recv, send, *node, self.addresses.ip(node), &self.traffic))
+    }
+
+    /// Asks every peer in `nodes` for the asks it knows and takes what is news. Returns how many were.
+    pub async fn learn_asks(&self, nodes: &[PublicKey]) -> usize {
+        let mut news = 0;
+        for node in nodes {
+            let learned = self.with_session(node, async |session| session.asks().await).await;
+            match learned {
+                Ok(asks) => {
+                    news += asks
+                        .into_iter()
+                        .filter(|raw| self.book.take(raw.clone(), unix_now_s()).is_ok())
+                        .count()
+                }
+                Err(error) => tracing::debug!(%node, %error, "a peer did not tell its asks"),
+            }
+        }
+        news
+    }
+
+    /// Stores a shard that arrives in `cells` on `node` and returns the checked receipt.
+    ///
+    /// # Errors
+    /// [`PeerError`]; `GivenUp` when `cells` ends early.
+    pub async fn store(
+        &self,
+        node: &PublicKey,
+        shard_bytes: u64,
+        mut cells: mpsc::Receiver<Bytes>,
+    ) -> Result<Receipt, PeerError> {
+        let network = self.network();
+        self.with_session(node, async |session| {
+            let receipt = session.store(shard_bytes, &mut cells).await?.check::<Receipt>(network)?;
+            if receipt.signer() != *node {
+                return Err(PeerError::Protocol("the receipt is another node's"));
+            }
+            Ok(*receipt.value())
+        })
+        .await
+    }
+
+    /// Reads bytes `range` of a shard of this account from `node`, verified against `root`.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn read(
+        &self,
+        node: &PublicKey,
+        root: Root,
+        shard_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, PeerError> {
+        let network = self.network();
+        let started = Instant::now();
+        let bytes = self
+            .with_session(node, async |session| session.read(network, root, shard_bytes, range).await)
+            .await?;
+        self.note_success(node, Some((bytes.len() as u64, started.elapsed())));
+        Ok(bytes)
+    }
+}
+
+/// One stream with a peer on which requests are made one after another.
+pub struct Session {
+    wire: Wire,
+    /// Whether the stream stands between requests.
+    in_step: bool,
+    idle_since: Instant,
+}
+
+async fn in_time<T>(work: impl Future<Output = std::io::Result<T>>) -> Result<T, PeerError> {
+    timeout(STALL_TIMEOUT, work).await.map_err(|_| PeerError::Stalled)?.map_err(PeerError::from)
+}
+
+impl Session {
+    /// Exchanges hellos.
+    ///
+    /// # Errors
+    /// [`PeerError`] when the peer does not answer, or answers for another network.
+    pub async fn start(mut wire: Wire, credentials: &Credentials) -> Result<Self, PeerError> {
+        let hello = Hello::V1 { network: credentials.network, grant: Some(credentials.grant.clone()) };
+        let exchange = async {
+            write_frame(&mut wire.send, &hello).await?;
+            read_frame::<Hello>(&mut wire.recv).await
+        };
+        let Hello::V1 { network, .. } =
+            timeout(HELLO_TIMEOUT, exchange).await.map_err(|_| PeerError::Stalled)??;
+        if network != credentials.network {
+            return Err(PeerError::Protocol("it belongs to another network"));
+        }
+        Ok(Self { wire, in_step: true, idle_since: Instant::now() })
+    }
+
+    /// Whether nothing arrived unasked, not even the end of the stream.
+    fn is_alive(&self) -> bool {
+        self.wire.recv.buffer().is_empty()
+    }
+
+    async fn response(&mut self) -> Result<Response, PeerError> {
+        let response = timeout(STALL_TIMEOUT, read_frame(&mut self.wire.recv))
+            .await
+            .map_err(|_| PeerError::Stalled)??;
+        match response {
+            Response::Refused(refusal) => {
+                self.in_step = true;
+                Err(refusal.into())
+            }
+            other => Ok(other),
+        }
+    }
+
+    async fn request(&mut self, request: &impl Serialize) -> Result<Response, PeerError> {
+        self.in_step = false;
+        in_time(write_frame(&mut self.wire.send, request)).await?;
+        self.response().await
+    }
+
+    /// All asks that the peer knows.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn asks(&mut self) -> Result<Vec<SignedBytes>, PeerError> {
+        let mut all = Vec::new();
+        loop {
+            let request = Request::Asks { skip: all.len() as u32 };
+            let Response::Asks { asks, more } = self.request(&request).await? else {
+                return Err(PeerError::Protocol("another answer than asks"));
+            };
+            self.in_step = true;
+            let end = !more || asks.is_empty() || all.len() > crate::limits::ASKS_MAX;
+            all.extend(asks);
+            if end {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn store(
+        &mut self,
+        shard_bytes: u64,
+        cells: &mut mpsc::Receiver<Bytes>,
+    ) -> Result<SignedBytes, PeerError> {
+        let Response::Ready = self.request(&Request::Store { shard_bytes }).await? else {
+            return Err(PeerError::Protocol("another answer than ready"));
+        };
+        let mut sent = 0;
+        while let Some(cell) = cells.recv().await {
+            sent += cell.len() as u64;
+            in_time(self.wire.send.write_all(&cell)).await?;
+        }
+        if sent != shard_bytes {
+            return Err(PeerError::GivenUp);
+        }
+        in_time(self.wire.send.flush()).await?;
+        let Response::Stored(receipt) = self.response().await? else {
+            return Err(PeerError::Protocol("another answer than a receipt"));
+        };
+        self.in_step = true;
+        Ok(receipt)
+    }
+
+    async fn read(
+        &mut self,
+        network: NetworkId,
+        root: Root,
+        shard_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, PeerError> {
+        let request = Request::Read { root, start: range.start, end: range.end, nonce: rand::random() };
+        let Response::Reading { shard_bytes: says } = self.request(&request).await? else {
+            return Err(PeerError::Protocol("another answer than a shard"));
+        };
+        if says != shard_bytes {
+            return Err(PeerError::Protocol("its shard has another length"));
+        }
+        let mut transcript = Transcript::new(&to_bytes(&request));
+        let mut verifier = Verifier::new(root, shard_bytes, range.clone());
+        let first = range.start - range.start % GROUP_BYTES as u64;
+        let mut bytes = Vec::with_capacity((range.end - first) as usize + GROUP_BYTES);
+        while let Some(next) = verifier.expects() {
+            match next {
+                Next::Pair => {
+                    let mut pair = [0; PAIR_BYTES];
+                    in_time(self.wire.recv.read_exact(&mut pair)).await?;
+                    verifier.pair(&pair)?;
+                    transcript.add(&pair);
+                }
+                Next::Group { len, .. } => {
+                    let start = bytes.len();
+                    bytes.resize(start + len, 0);
+                    in_time(self.wire.recv.read_exact(&mut bytes[start..])).await?;
+                    transcript.add(&verifier.group(&bytes[start..])?);
+                }
+            }
+        }
+        let Response::Answered(answer) = self.response().await? else {
+            return Err(PeerError::Protocol("another end than a signed answer"));
+        };
+        let answer = answer.check::<ReadAnswer>(network)?;
+        if answer.signer() != self.wire.peer || *answer.value() != transcript.finish() {
+            return Err(PeerError::Protocol("its signature covers another answer"));
+        }
+        self.in_step = true;
+        bytes.truncate((range.end - first) as usize);
+        bytes.drain(..(range.start - first) as usize);
+        Ok(bytes)
+    }
+
+    /// Deletes shards of this account; returns how many there were and the disk given back.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn delete(&mut self, roots: Vec<Root>) -> Result<(u32, u64), PeerError> {
+        let Response::Deleted { shards, freed_bytes } = self.request(&Request::Delete { roots }).await?
+        else {
+            return Err(PeerError::Protocol("another answer than deleted"));
+        };
+        self.in_step = true;
+        Ok((shards, freed_bytes))
+    }
+
+    /// Which of `roots` the peer holds for this account.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn holds(&mut self, roots: Vec<Root>) -> Result<Vec<bool>, PeerError> {
+        let asked = roots.len();
+        match self.request(&Request::Holds { roots }).await? {
+            Response::Holding(held) if held.len() == asked => {
+                self.in_step = true;
+                Ok(held)
+            }
+            _ => Err(PeerError::Protocol("another answer than what it holds")),
+        }
+    }
+
+    /// Where the account's index log ends at this peer.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn index_end(&mut self) -> Result<LogEnd, PeerError> {
+        let Response::IndexEnd(end) = self.request(&Request::IndexEnd).await? else {
+            return Err(PeerError::Protocol("another answer than the index's end"));
+        };
+        self.in_step = true;
+        Ok(end)
+    }
+
+    /// Appends a signed entry to the account's index log at this peer.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn index_append<T>(&mut self, entry: &Signed<T>) -> Result<(), PeerError>
+    where
+        T: spare_market::signed::Signable,
+    {
+        let bytes = to_bytes(entry.raw());
+        let Response::Ready = self.request(&Request::IndexAppend { len: bytes.len() as u32 }).await? else {
+            return Err(PeerError::Protocol("another answer than ready"));
+        };
+        in_time(self.wire.send.write_all(&bytes)).await?;
+        in_time(self.wire.send.flush()).await?;
+        let Response::Done = self.response().await? else {
+            return Err(PeerError::Protocol("another answer than done"));
+        };
+        self.in_step = true;
+        Ok(())
+    }
+
+    /// Reads entry `seq` of the account's index log at this peer.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn index_read(&mut self, seq: u64) -> Result<SignedBytes, PeerError> {
+        let Response::IndexEntry { len } = self.request(&Request::IndexRead { seq }).await? else {
+            return Err(PeerError::Protocol("another answer than an index entry"));
+        };
+        let max = spare_market::index::BODY_MAX_BYTES + 1024;
+        if len as usize > max {
+            return Err(PeerError::Protocol("an index entry beyond its bound"));
+        }
+        let mut bytes = vec![0; len as usize];
+        in_time(self.wire.recv.read_exact(&mut bytes)).await?;
+        let Response::Done = self.response().await? else {
+            return Err(PeerError::Protocol("another end than done"));
+        };
+        self.in_step = true;
+        Ok(from_bytes(&bytes, max).map_err(FrameError::from)?)
+    }
+}

@@ -1,0 +1,545 @@
+//! Put: read -> encrypt -> code -> whiten -> place -> transfer -> receipt -> recipe -> index.
+//!
+//! A put is resumable. What was placed is journalled shard by shard; a repeated put of the same name reads the source again,
+//! and a segment whose plaintext is unchanged is recognised by its key and not sent again. If the source was edited in between, the
+//! segment's key, and with it every byte and root, is another, and the old shards are deleted.
+//!
+//! A put is done only when all n shards of every segment have signed receipts, and the index entry is on more providers than may be lost.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+use spare_market::keys::PublicKey;
+use spare_market::placement::{Candidate, Placement, TooFewProviders, choose};
+use spare_market::receipt::Receipt;
+use spare_proofs::cipher::{Secret, SegmentKey};
+use spare_proofs::erasure::Erasure;
+use spare_proofs::geometry::Geometry;
+use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe};
+use spare_proofs::segment::SegmentCoder;
+use spare_proofs::tree::Root;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
+
+use crate::catalog::{
+    BlobEntry, Catalog, CatalogError, Change, Garbage, INLINE_RECIPE_MAX_BYTES, RecipeAt, shards_of,
+};
+use crate::client::{Client, Transfer};
+use crate::limits::{
+    CELLS_QUEUED_MAX, DELETE_MAX_ROOTS, NAME_MAX_BYTES, PLACE_ROUNDS_MAX, SEGMENTS_IN_FLIGHT,
+};
+use crate::meta::{Batch, MetaError, Table};
+use crate::peers::PeerError;
+use crate::unix_now_s;
+
+/// What to put.
+#[derive(Debug, Clone)]
+pub struct PutOptions {
+    /// The blob's name.
+    pub name: String,
+    /// The code.
+    pub geometry: Geometry,
+    /// Whether a blob of that name may be replaced.
+    pub replace: bool,
+}
+
+/// Why a put did not finish. Whatever was placed is kept for the next try.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// The name is empty, too long or has control characters.
+    #[error("'{0}' cannot be a blob's name: 1 to {NAME_MAX_BYTES} bytes without control characters")]
+    BadName(String),
+    /// There is a blob of that name.
+    #[error("there already is a blob named '{0}'; add --replace to replace it, or choose another name")]
+    Exists(String),
+    /// Another put or rm of that name is under way.
+    #[error("another put or rm of '{0}' is under way")]
+    Busy(String),
+    /// Not enough providers.
+    #[error("segment {segment}: {source}")]
+    Providers {
+        /// Which segment.
+        segment: u64,
+        /// What is missing.
+        source: TooFewProviders,
+        /// What happened with those that were tried.
+        failures: String,
+    },
+    /// Providers kept failing.
+    #[error(
+        "segment {segment}: {missing} shards could not be placed in {PLACE_ROUNDS_MAX} rounds: {failures}"
+    )]
+    Transfer {
+        /// Which segment.
+        segment: u64,
+        /// Shards without a provider.
+        missing: usize,
+        /// What happened.
+        failures: String,
+    },
+    /// The source failed.
+    #[error("the source could not be read to its end: {0}")]
+    Source(std::io::Error),
+    /// The blob is stored and listed here, but the index is not yet safe.
+    #[error(
+        "all shards are stored, but only {copies} of {needed} needed copies of the index are: {failures}. Repeating the put completes it"
+    )]
+    Index {
+        /// Copies made.
+        copies: usize,
+        /// Copies needed.
+        needed: usize,
+        /// What happened.
+        failures: String,
+    },
+    /// The local records failed.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// The catalog failed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// An unfinished put.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PutJournal {
+    blob_id: [u8; 16],
+    geometry: Geometry,
+}
+
+/// What is placed of one segment of an unfinished put.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct SegmentJournal {
+    /// Recognises unchanged plaintext without keeping its key.
+    key_hash: [u8; 32],
+    /// For each shard, who holds it and its root.
+    placed: Vec<Option<(PublicKey, Root)>>,
+}
+
+/// A segment all of whose shards are placed.
+struct PlacedSegment {
+    recipe: SegmentRecipe,
+    holders: Vec<PublicKey>,
+}
+
+/// One put under way.
+struct Put {
+    client: Arc<Client>,
+    transfer: Arc<Transfer>,
+    /// Key of the journal: the name, with a suffix for the recipe's own blob.
+    journal_key: Vec<u8>,
+    geometry: Geometry,
+    erasure: Arc<Erasure>,
+    blob_key: Secret,
+}
+
+/// Stores `source` under a name.
+///
+/// # Errors
+/// [`PutError`]; repeating the same put resumes it.
+pub async fn put(
+    client: &Arc<Client>,
+    options: PutOptions,
+    source: impl AsyncRead + Unpin + Send,
+    transfer: Arc<Transfer>,
+) -> Result<BlobEntry, PutError> {
+    check_name(&options.name)?;
+    let _claim = client.claim(&options.name).ok_or_else(|| PutError::Busy(options.name.clone()))?;
+    let replaced = client.catalog.get(&options.name)?;
+    if replaced.is_some() && !options.replace {
+        return Err(PutError::Exists(options.name));
+    }
+    let needed = options.geometry.n();
+    client.find_providers(|c| c.peers.candidates().len() >= needed).await;
+
+    let blob_id = begin_or_resume(client, &options)?;
+    let put = Put::new(client, transfer, options.name.as_bytes(), options.geometry, blob_id);
+    let (recipe, placement) = put.store(source).await?;
+    let entry = put.remember(recipe, placement, blob_id).await?;
+    finish(client, &options.name, entry.clone(), replaced).await?;
+    replicate_index(client, options.geometry.parity() + 1).await?;
+    Ok(entry)
+}
+
+/// Removes a blob. Its shards are deleted where their providers can be reached, elsewhere later.
+///
+/// # Errors
+/// [`PutError::Busy`], or the local records failed. `Ok(false)` when there is no such blob.
+pub async fn remove(client: &Arc<Client>, name: &str) -> Result<bool, PutError> {
+    let _claim = client.claim(name).ok_or_else(|| PutError::Busy(name.to_owned()))?;
+    let Some(entry) = client.catalog.get(name)? else { return Ok(false) };
+    let garbage = garbage_of(client, &entry).await;
+    client.catalog.change(Change::Remove { name: name.to_owned() }, &garbage, Batch::default())?;
+    client.push_index().await;
+    client.collect_garbage().await;
+    Ok(true)
+}
+
+/// Whether `name` can name a blob.
+///
+/// # Errors
+/// [`PutError::BadName`].
+pub fn check_name(name: &str) -> Result<(), PutError> {
+    let fine = !name.is_empty() && name.len() <= NAME_MAX_BYTES && !name.chars().any(char::is_control);
+    if fine { Ok(()) } else { Err(PutError::BadName(name.chars().take(40).collect())) }
+}
+
+/// Finds the journal of an unfinished put of this name and code, or starts one. One of another code is given up.
+fn begin_or_resume(client: &Client, options: &PutOptions) -> Result<[u8; 16], PutError> {
+    let meta = client.catalog.meta();
+    let key = options.name.as_bytes();
+    let unfinished: Option<PutJournal> = meta.get(Table::Puts, key)?;
+    if let Some(journal) = &unfinished {
+        if journal.geometry == options.geometry {
+            return Ok(journal.blob_id);
+        }
+        let mut batch = Batch::default();
+        abandon(client, key, 0, &mut batch)?;
+        meta.commit(&batch)?;
+    }
+    let journal = PutJournal { blob_id: rand::random(), geometry: options.geometry };
+    meta.commit(Batch::default().put(Table::Puts, key, &journal))?;
+    Ok(journal.blob_id)
+}
+
+fn segment_key(journal_key: &[u8], segment: u64) -> Vec<u8> {
+    // Names have no control characters, so no name continues into another's segments.
+    [journal_key, b"\0", &segment.to_be_bytes()].concat()
+}
+
+/// Gives up the journalled segments from number `from` on: their shards become garbage.
+fn abandon(client: &Client, journal_key: &[u8], from: u64, batch: &mut Batch) -> Result<(), MetaError> {
+    let prefix = [journal_key, b"\0"].concat();
+    for (rest, segment) in client.catalog.meta().all::<SegmentJournal>(Table::Puts, &prefix)? {
+        let number = rest.as_slice().try_into().map_or(0, u64::from_be_bytes);
+        if number >= from {
+            let placed = segment.placed.into_iter().flatten();
+            let garbage: Vec<Garbage> = placed.map(|(node, root)| Garbage { node, root }).collect();
+            Catalog::add_garbage(batch, &garbage);
+            batch.delete(Table::Puts, &[&prefix[..], &rest].concat());
+        }
+    }
+    Ok(())
+}
+
+impl Put {
+    fn new(
+        client: &Arc<Client>,
+        transfer: Arc<Transfer>,
+        journal_key: &[u8],
+        geometry: Geometry,
+        blob_id: [u8; 16],
+    ) -> Self {
+        let blob_key = client.catalog.recipe_key().derive("spare 2026 blob key v1", &blob_id);
+        Self {
+            client: client.clone(),
+            transfer,
+            journal_key: journal_key.to_vec(),
+            geometry,
+            erasure: Arc::new(Erasure::new(geometry)),
+            blob_key,
+        }
+    }
+
+    /// Cuts `source` into segments and places them, a few at a time.
+    async fn store(&self, source: impl AsyncRead + Unpin + Send) -> Result<(Recipe, Placement), PutError> {
+        let segment_bytes = self.geometry.segment_plaintext_max_bytes();
+        let segments = futures::stream::try_unfold((source, 0u64), |(mut source, index)| async move {
+            let plaintext = read_segment(&mut source, segment_bytes).await.map_err(PutError::Source)?;
+            Ok((!plaintext.is_empty()).then_some(((index, plaintext), (source, index + 1))))
+        });
+        let placed: Vec<PlacedSegment> = segments
+            .map_ok(|(index, plaintext)| self.place_segment(index, Arc::new(plaintext)))
+            .try_buffered(SEGMENTS_IN_FLIGHT)
+            .try_collect()
+            .await?;
+        let mut batch = Batch::default();
+        abandon(&self.client, &self.journal_key, placed.len() as u64, &mut batch)?;
+        self.client.catalog.meta().note(&batch)?;
+        let (segments, holders): (Vec<_>, Vec<_>) = placed.into_iter().map(|p| (p.recipe, p.holders)).unzip();
+        let whole =
+            |(i, s): (usize, &SegmentRecipe)| Extent { segment: i as u32, offset: 0, len: s.plaintext_bytes };
+        let extents = segments.iter().enumerate().map(whole).collect();
+        Ok((Recipe::V1(RecipeV1 { geometry: self.geometry, segments, extents }), Placement::new(&holders)))
+    }
+
+    /// Places all shards of one segment and returns what it takes to read it.
+    async fn place_segment(&self, index: u64, plaintext: Arc<Vec<u8>>) -> Result<PlacedSegment, PutError> {
+        let key = self.key_of(index, plaintext.clone()).await;
+        let mut journal = self.resume_segment(index, &key).await?;
+        let coder = Arc::new(SegmentCoder::new(self.erasure.clone(), &key, plaintext.len()));
+        let mut failures = BTreeMap::new();
+        for round in 0.. {
+            let missing: Vec<usize> =
+                (0..self.geometry.n()).filter(|i| journal.placed[*i].is_none()).collect();
+            if missing.is_empty() {
+                break;
+            }
+            if round == PLACE_ROUNDS_MAX {
+                return Err(PutError::Transfer {
+                    segment: index,
+                    missing: missing.len(),
+                    failures: list(&failures),
+                });
+            }
+            if round > 0 {
+                self.transfer.shards_replaced.fetch_add(missing.len() as u64, Ordering::Relaxed);
+            }
+            let providers =
+                self.choose(index, &journal, &missing, coder.layout().shard_bytes() as u64, &failures)?;
+            let jobs = missing.into_iter().zip(providers).collect();
+            self.upload(index, &coder, &plaintext, jobs, &mut journal, &mut failures).await?;
+        }
+        self.transfer.done_bytes.fetch_add(plaintext.len() as u64, Ordering::Relaxed);
+        let (holders, roots) = journal.placed.into_iter().flatten().unzip();
+        Ok(PlacedSegment {
+            recipe: SegmentRecipe { key, plaintext_bytes: plaintext.len() as u32, roots },
+            holders,
+        })
+    }
+
+    async fn key_of(&self, index: u64, plaintext: Arc<Vec<u8>>) -> SegmentKey {
+        let blob_key = self.blob_key.clone();
+        tokio::task::spawn_blocking(move || SegmentKey::for_plaintext(&blob_key, index, &plaintext))
+            .await
+            .expect("hashing does not panic")
+    }
+
+    /// What an earlier try placed of this segment, if its plaintext is the same; checked with the providers.
+    async fn resume_segment(&self, index: u64, key: &SegmentKey) -> Result<SegmentJournal, PutError> {
+        let journal_key = segment_key(&self.journal_key, index);
+        let key_hash =
+            blake3::derive_key("spare 2026 journalled segment v1", &spare_proofs::encode::to_bytes(key));
+        let fresh = SegmentJournal { key_hash, placed: vec![None; self.geometry.n()] };
+        let meta = self.client.catalog.meta();
+        let Some(mut known) = meta.get::<SegmentJournal>(Table::Puts, &journal_key)? else {
+            return Ok(fresh);
+        };
+        if known.key_hash != key_hash || known.placed.len() != self.geometry.n() {
+            let garbage: Vec<Garbage> =
+                known.placed.into_iter().flatten().map(|(node, root)| Garbage { node, root }).collect();
+            let mut batch = Batch::default();
+            Catalog::add_garbage(&mut batch, &garbage);
+            meta.note(batch.delete(Table::Puts, &journal_key))?;
+            return Ok(fresh);
+        }
+        let held = self.still_held(&known).await;
+        for placed in &mut known.placed {
+            if placed.is_some_and(|p| !held.contains(&p)) {
+                *placed = None;
+            }
+        }
+        self.transfer.shards_resumed.fetch_add(held.len() as u64, Ordering::Relaxed);
+        Ok(known)
+    }
+
+    /// Those of the journalled shards that their providers confirm.
+    async fn still_held(&self, journal: &SegmentJournal) -> HashSet<(PublicKey, Root)> {
+        let mut by_node: BTreeMap<PublicKey, Vec<Root>> = BTreeMap::new();
+        for (node, root) in journal.placed.iter().flatten() {
+            by_node.entry(*node).or_default().push(*root);
+        }
+        let checks = by_node.into_iter().map(|(node, roots)| async move {
+            let asked: Vec<Root> = roots.iter().copied().take(DELETE_MAX_ROOTS).collect();
+            let held =
+                self.client.peers.with_session(&node, async |session| session.holds(asked).await).await;
+            let held = held.unwrap_or_default();
+            roots
+                .into_iter()
+                .zip(held)
+                .filter(|(_, held)| *held)
+                .map(|(root, _)| (node, root))
+                .collect::<Vec<_>>()
+        });
+        futures::future::join_all(checks).await.into_iter().flatten().collect()
+    }
+
+    /// Chooses a provider for each missing shard, in failure domains apart from those that hold the others.
+    fn choose(
+        &self,
+        index: u64,
+        journal: &SegmentJournal,
+        missing: &[usize],
+        shard_bytes: u64,
+        failures: &BTreeMap<PublicKey, String>,
+    ) -> Result<Vec<PublicKey>, PutError> {
+        let candidates = self.client.peers.candidates();
+        let holding: HashSet<PublicKey> = journal.placed.iter().flatten().map(|p| p.0).collect();
+        let (taken, open): (Vec<Candidate>, Vec<Candidate>) =
+            candidates.into_iter().partition(|c| holding.contains(&c.node));
+        let open: Vec<Candidate> = open.into_iter().filter(|c| !failures.contains_key(&c.node)).collect();
+        let chosen = choose(&open, &taken, missing.len(), shard_bytes, &rand::random());
+        let chosen = chosen.map_err(|mut source| {
+            source.needed = self.geometry.n();
+            source.found += taken.len();
+            source.known += taken.len() + failures.len();
+            PutError::Providers { segment: index, source, failures: list(failures) }
+        })?;
+        Ok(chosen.into_iter().map(|c| c.node).collect())
+    }
+
+    /// Codes the segment once and sends the wanted shards, each to its provider. Journals what was accepted, notes what failed.
+    async fn upload(
+        &self,
+        index: u64,
+        coder: &Arc<SegmentCoder>,
+        plaintext: &Arc<Vec<u8>>,
+        jobs: Vec<(usize, PublicKey)>,
+        journal: &mut SegmentJournal,
+        failures: &mut BTreeMap<PublicKey, String>,
+    ) -> Result<(), PutError> {
+        let shard_bytes = coder.layout().shard_bytes() as u64;
+        let mut senders = Vec::with_capacity(jobs.len());
+        let mut uploads = futures::stream::FuturesUnordered::new();
+        for (shard, node) in jobs {
+            let (sender, cells) = mpsc::channel(CELLS_QUEUED_MAX);
+            senders.push((shard, sender));
+            let peers = self.client.peers.clone();
+            uploads.push(async move { (shard, node, peers.store(&node, shard_bytes, cells).await) });
+        }
+        let (coder, plaintext) = (coder.clone(), plaintext.clone());
+        let coding = tokio::task::spawn_blocking(move || code_into(&coder, &plaintext, senders));
+        let mut accepted = Vec::new();
+        while let Some((shard, node, result)) = uploads.next().await {
+            match result {
+                Ok(receipt) => accepted.push((shard, node, receipt)),
+                Err(error) => {
+                    tracing::info!(segment = index, shard, %node, %error, "a shard goes to another provider");
+                    failures.insert(node, error.to_string());
+                }
+            }
+        }
+        let roots = coding.await.expect("coding does not panic");
+        for (shard, node, receipt) in accepted {
+            let Receipt::V1 { owner, root, shard_bytes: bytes, .. } = receipt;
+            let ours = roots.iter().find(|(i, _)| *i == shard).map(|(_, root)| *root);
+            if ours == Some(root) && bytes == shard_bytes && owner == self.client.catalog.account() {
+                journal.placed[shard] = Some((node, root));
+                self.transfer.shards_sent.fetch_add(1, Ordering::Relaxed);
+            } else {
+                failures.insert(node, PeerError::Protocol("its receipt names other bytes").to_string());
+            }
+        }
+        let key = segment_key(&self.journal_key, index);
+        Ok(self.client.catalog.meta().note(Batch::default().put(Table::Puts, &key, journal))?)
+    }
+
+    /// Seals the recipe and says where it is: in the index if it is short, else stored as a blob of its own.
+    async fn remember(
+        &self,
+        recipe: Recipe,
+        placement: Placement,
+        blob_id: [u8; 16],
+    ) -> Result<BlobEntry, PutError> {
+        let Recipe::V1(v1) = &recipe;
+        let bytes = v1.blob_bytes();
+        let sealed = recipe.seal(self.client.catalog.recipe_key());
+        let recipe = if sealed.len() <= INLINE_RECIPE_MAX_BYTES {
+            RecipeAt::Inline(sealed)
+        } else {
+            let journal_key = [&self.journal_key[..], b"\x01recipe"].concat();
+            let outer =
+                Self::new(&self.client, Arc::new(Transfer::default()), &journal_key, self.geometry, blob_id);
+            let blob_key = outer.blob_key.derive("spare 2026 recipe blob v1", &[]);
+            let (recipe, placement) = Self { blob_key, ..outer }.store(&sealed[..]).await?;
+            RecipeAt::Stored { recipe: recipe.seal(self.client.catalog.recipe_key()), placement }
+        };
+        Ok(BlobEntry { blob_id, bytes, created_s: unix_now_s(), recipe, placement })
+    }
+}
+
+/// Reads until the segment is full or the source ends.
+async fn read_segment(
+    source: &mut (impl AsyncRead + Unpin),
+    segment_bytes: usize,
+) -> std::io::Result<Vec<u8>> {
+    let mut plaintext = Vec::new();
+    (&mut *source).take(segment_bytes as u64).read_to_end(&mut plaintext).await?;
+    Ok(plaintext)
+}
+
+/// Codes row after row and hands each wanted shard's cells to its upload. Returns the wanted shards' roots. Blocks.
+fn code_into(
+    coder: &SegmentCoder,
+    plaintext: &[u8],
+    senders: Vec<(usize, mpsc::Sender<Bytes>)>,
+) -> Vec<(usize, Root)> {
+    let mut hashers: Vec<blake3::Hasher> = senders.iter().map(|_| blake3::Hasher::new()).collect();
+    for r in 0..coder.layout().rows() {
+        let mut row = BytesMut::zeroed(coder.row_bytes(r));
+        coder.code_row(r, plaintext, &mut row);
+        let cell_bytes = coder.layout().row(r).cell_bytes;
+        let row = row.freeze();
+        for ((shard, sender), hasher) in senders.iter().zip(&mut hashers) {
+            let cell = row.slice(shard * cell_bytes..(shard + 1) * cell_bytes);
+            hasher.update(&cell);
+            // An upload that failed has dropped its end; the others go on.
+            let _ = sender.blocking_send(cell);
+        }
+    }
+    senders
+        .iter()
+        .zip(hashers)
+        .map(|((shard, _), h)| (*shard, Root::from_bytes(h.finalize().into())))
+        .collect()
+}
+
+fn list(failures: &BTreeMap<PublicKey, String>) -> String {
+    let shown = failures.iter().map(|(node, why)| format!("{}: {why}", &node.to_string()[..12]));
+    shown.take(10).collect::<Vec<_>>().join("; ")
+}
+
+/// Makes the finished put durable and clears its journal.
+async fn finish(
+    client: &Arc<Client>,
+    name: &str,
+    entry: BlobEntry,
+    replaced: Option<BlobEntry>,
+) -> Result<(), PutError> {
+    let garbage = match &replaced {
+        Some(old) => garbage_of(client, old).await,
+        None => Vec::new(),
+    };
+    let mut batch = Batch::default();
+    batch.delete(Table::Puts, name.as_bytes());
+    for suffix in [&b"\0"[..], b"\x01recipe\0"] {
+        let prefix = [name.as_bytes(), suffix].concat();
+        for (rest, _) in client.catalog.meta().all::<SegmentJournal>(Table::Puts, &prefix)? {
+            batch.delete(Table::Puts, &[&prefix[..], &rest].concat());
+        }
+    }
+    client.catalog.change(Change::Put { name: name.to_owned(), entry }, &garbage, batch)?;
+    Ok(())
+}
+
+/// All shards of a blob, those of its recipe included. Without its recipe the shards cannot be named and stay.
+async fn garbage_of(client: &Arc<Client>, entry: &BlobEntry) -> Vec<Garbage> {
+    let mut garbage = Vec::new();
+    match crate::get::load_recipe(client, entry).await {
+        Ok(recipe) => garbage.extend(shards_of(&Recipe::V1(recipe), &entry.placement)),
+        Err(error) => {
+            tracing::warn!(%error, "the shards of a removed blob cannot be named, and stay with their providers")
+        }
+    }
+    if let RecipeAt::Stored { recipe, placement } = &entry.recipe
+        && let Ok(recipe) = client.catalog.open_recipe(recipe)
+    {
+        garbage.extend(shards_of(&recipe, placement));
+    }
+    garbage
+}
+
+/// Copies the index until it survives the loss that the blob survives.
+async fn replicate_index(client: &Arc<Client>, needed: usize) -> Result<(), PutError> {
+    let (copies, failures) = client.push_index().await;
+    let needed = needed.min(copies + failures.len());
+    if copies >= needed && copies > 0 {
+        return Ok(());
+    }
+    let failures = failures.into_iter().map(|(node, error)| (node, error.to_string())).collect();
+    Err(PutError::Index { copies, needed: needed.max(1), failures: list(&failures) })
+}

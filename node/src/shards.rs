@@ -1,0 +1,499 @@
+//! Shards on disk: one file each, durable before they are promised.
+//!
+//! ```text
+//! VOLUME/incoming/<number>       a shard under way; emptied at start
+//! VOLUME/shards/ab/<root>.<owner>   stored bytes, then the tree's group hashes (32 bytes per 16 KiB)
+//! ```
+//!
+//! Storing: reserve room -> write and hash -> fsync the file -> note the name as pending -> rename -> fsync the folder
+//! -> one synced metadata write that adds the record and the used room and clears the note. A crash leaves either a complete
+//! record, or a file that the next start removes by its note; files are never walked.
+//!
+//! **Used room** is what `du` counts for the volume: allocated blocks of files and folders, not lengths.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use spare_market::keys::PublicKey;
+use spare_proofs::tree::{GROUP_BYTES, Root, Tree, TreeHasher};
+
+use crate::limits::DISK_MARGIN_BYTES;
+use crate::meta::{Batch, Meta, MetaError, Table};
+
+/// Unit of `st_blocks`, whatever the file system's own block size (POSIX leaves it open, Linux fixes it).
+const STAT_BLOCK_BYTES: u64 = 512;
+/// Unit in which a reservation is rounded up.
+const DISK_BLOCK_BYTES: u64 = 4096;
+const USED_KEY: &[u8] = b"shard file bytes";
+
+/// What is kept about a durable shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShardRecord {
+    /// The first version.
+    V1 {
+        /// Length of the stored bytes.
+        shard_bytes: u64,
+        /// Disk that its file takes.
+        disk_bytes: u64,
+        /// Unix time in seconds of the receipt.
+        stored_s: u64,
+    },
+}
+
+/// Why a shard could not be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// The offer or the disk is full.
+    #[error("no room for {needed_bytes} bytes: {free_bytes} are free")]
+    NoRoom {
+        /// Bytes needed.
+        needed_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+    },
+    /// No such shard of this owner.
+    #[error("the shard is not here")]
+    NotHere,
+    /// The file is shorter than its record says, or its bytes are not the shard's.
+    #[error("the shard's file is damaged: {0}")]
+    Damaged(String),
+    /// The disk failed.
+    #[error("the disk failed: {0}")]
+    Io(#[from] io::Error),
+    /// The metadata store failed.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+}
+
+/// A folder of shards with a bound on the room it may take.
+pub struct Volume {
+    dir: PathBuf,
+    meta: Arc<Meta>,
+    offered_bytes: u64,
+    /// Disk taken by shard files.
+    used_bytes: AtomicU64,
+    /// Disk promised to shards under way.
+    reserved_bytes: AtomicU64,
+    /// Disk taken by each of the 256 folders, by `stat`.
+    folder_bytes: Vec<AtomicU64>,
+    /// Disk taken by the folders above them.
+    top_bytes: u64,
+    next_incoming: AtomicU64,
+}
+
+/// How full a volume is. Bytes of disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes on offer.
+    pub offered_bytes: u64,
+    /// Bytes taken, as `du` counts.
+    pub used_bytes: u64,
+    /// Bytes that can still be promised.
+    pub free_bytes: u64,
+}
+
+fn disk_bytes(metadata: &fs::Metadata) -> u64 {
+    metadata.blocks() * STAT_BLOCK_BYTES
+}
+
+fn stat_bytes(path: &Path) -> io::Result<u64> {
+    Ok(disk_bytes(&fs::metadata(path)?))
+}
+
+fn key(owner: &PublicKey, root: &Root) -> Vec<u8> {
+    [&owner.to_bytes()[..], root.as_bytes()].concat()
+}
+
+fn file_name(owner: &PublicKey, root: &Root) -> String {
+    format!("{:02x}/{root}.{}", root.as_bytes()[0], &owner.to_string()[..16])
+}
+
+impl Volume {
+    /// Opens the volume in `dir`, making it if it is missing, and finishes what a crash left.
+    ///
+    /// # Errors
+    /// [`ShardError`] when the disk or the metadata store fails.
+    pub fn open(dir: &Path, meta: Arc<Meta>, offered_bytes: u64) -> Result<Self, ShardError> {
+        let incoming = dir.join("incoming");
+        fs::create_dir_all(&incoming)?;
+        for left_over in fs::read_dir(&incoming)? {
+            fs::remove_file(left_over?.path())?;
+        }
+        let shards = dir.join("shards");
+        let mut folder_bytes = Vec::with_capacity(256);
+        for byte in 0..=255u8 {
+            let folder = shards.join(format!("{byte:02x}"));
+            fs::create_dir_all(&folder)?;
+            folder_bytes.push(AtomicU64::new(stat_bytes(&folder)?));
+        }
+        File::open(&shards)?.sync_all()?;
+        let top_bytes = stat_bytes(dir)? + stat_bytes(&incoming)? + stat_bytes(&shards)?;
+        for (name, shard_key) in meta.all::<Vec<u8>>(Table::Pending, b"")? {
+            if meta.get::<ShardRecord>(Table::Shards, &shard_key)?.is_none() {
+                let path = shards.join(String::from_utf8_lossy(&name).as_ref());
+                match fs::remove_file(&path) {
+                    Ok(()) => {
+                        tracing::info!(path = %path.display(), "removed a shard file that a crash left without a record")
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            meta.note(Batch::default().delete(Table::Pending, &name))?;
+        }
+        let used_bytes = AtomicU64::new(meta.counter(Table::State, USED_KEY)?.max(0) as u64);
+        let volume = Self {
+            dir: dir.to_owned(),
+            meta,
+            offered_bytes,
+            used_bytes,
+            reserved_bytes: AtomicU64::new(0),
+            folder_bytes,
+            top_bytes,
+            next_incoming: AtomicU64::new(0),
+        };
+        Ok(volume)
+    }
+
+    /// How full the volume is. Free room is bounded by the offer and by the disk, whichever is less.
+    pub fn room(&self) -> Room {
+        let folders: u64 = self.folder_bytes.iter().map(|b| b.load(Ordering::Relaxed)).sum();
+        let used_bytes = self.used_bytes.load(Ordering::Relaxed) + folders + self.top_bytes;
+        let reserved = self.reserved_bytes.load(Ordering::Relaxed);
+        let on_offer = self.offered_bytes.saturating_sub(used_bytes).saturating_sub(reserved);
+        let on_disk = rustix::fs::statvfs(&self.dir).map_or(0, |s| {
+            (s.f_bavail * s.f_frsize).saturating_sub(DISK_MARGIN_BYTES).saturating_sub(reserved)
+        });
+        Room { offered_bytes: self.offered_bytes, used_bytes, free_bytes: on_offer.min(on_disk) }
+    }
+
+    /// Reserves room for a shard and opens a file for it.
+    ///
+    /// # Errors
+    /// [`ShardError::NoRoom`], or the disk failed.
+    pub fn begin(self: &Arc<Self>, shard_bytes: u64) -> Result<Incoming, ShardError> {
+        let hashes_bytes = shard_bytes.div_ceil(GROUP_BYTES as u64) * 32;
+        let needed_bytes = (shard_bytes + hashes_bytes).next_multiple_of(DISK_BLOCK_BYTES);
+        self.reserved_bytes.fetch_add(needed_bytes, Ordering::Relaxed);
+        let reservation = Reservation { volume: self.clone(), bytes: needed_bytes };
+        if self.is_overdrawn() {
+            drop(reservation);
+            return Err(ShardError::NoRoom { needed_bytes, free_bytes: self.room().free_bytes });
+        }
+        let number = self.next_incoming.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join("incoming").join(number.to_string());
+        let file = File::create_new(&path)?;
+        Ok(Incoming {
+            file,
+            path: TemporaryPath(path),
+            hasher: TreeHasher::new(),
+            shard_bytes,
+            written_bytes: 0,
+            reservation,
+        })
+    }
+
+    /// Whether reservations exceed the offer or the disk.
+    fn is_overdrawn(&self) -> bool {
+        let room = self.room();
+        let reserved = self.reserved_bytes.load(Ordering::Relaxed);
+        let disk = rustix::fs::statvfs(&self.dir).map_or(0, |s| s.f_bavail * s.f_frsize);
+        room.used_bytes + reserved > self.offered_bytes || reserved + DISK_MARGIN_BYTES > disk
+    }
+
+    /// The shard `root` of `owner`, opened, or [`ShardError::NotHere`].
+    ///
+    /// # Errors
+    /// [`ShardError`]; `Damaged` when the file does not fit its record.
+    pub fn open_shard(&self, owner: &PublicKey, root: &Root) -> Result<OpenShard, ShardError> {
+        let ShardRecord::V1 { shard_bytes, .. } = self.record(owner, root)?.ok_or(ShardError::NotHere)?;
+        let file = File::open(self.path(owner, root)).map_err(|e| ShardError::Damaged(e.to_string()))?;
+        let tree = read_tree(&file, shard_bytes, *root)?;
+        Ok(OpenShard { file, tree })
+    }
+
+    /// Whether the shard `root` of `owner` is on record.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn record(&self, owner: &PublicKey, root: &Root) -> Result<Option<ShardRecord>, MetaError> {
+        self.meta.get(Table::Shards, &key(owner, root))
+    }
+
+    /// Deletes a shard and returns the disk given back, 0 when it is not here.
+    ///
+    /// # Errors
+    /// When the disk or the metadata store fails.
+    pub fn delete(&self, owner: &PublicKey, root: &Root) -> Result<u64, ShardError> {
+        let key = key(owner, root);
+        let Some(ShardRecord::V1 { disk_bytes, .. }) = self.meta.get(Table::Shards, &key)? else {
+            return Ok(0);
+        };
+        let name = file_name(owner, root);
+        let mut batch = Batch::default();
+        batch.delete(Table::Shards, &key).put(Table::Pending, name.as_bytes(), &key);
+        self.meta.commit(batch.add(Table::State, USED_KEY, -(disk_bytes as i64)))?;
+        match fs::remove_file(self.path(owner, root)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.used_bytes.fetch_sub(disk_bytes, Ordering::Relaxed);
+        self.meta.note(Batch::default().delete(Table::Pending, name.as_bytes()))?;
+        Ok(disk_bytes)
+    }
+
+    fn path(&self, owner: &PublicKey, root: &Root) -> PathBuf {
+        self.dir.join("shards").join(file_name(owner, root))
+    }
+}
+
+/// Room promised to a shard under way, given back when dropped.
+struct Reservation {
+    volume: Arc<Volume>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.volume.reserved_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A file that goes away when dropped, unless it was renamed.
+struct TemporaryPath(PathBuf);
+
+impl Drop for TemporaryPath {
+    fn drop(&mut self) {
+        // After a rename there is nothing left to remove, and at the next start the folder is emptied anyway.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A shard under way. Dropping it undoes everything.
+pub struct Incoming {
+    file: File,
+    path: TemporaryPath,
+    hasher: TreeHasher,
+    shard_bytes: u64,
+    written_bytes: u64,
+    reservation: Reservation,
+}
+
+impl Incoming {
+    /// Writes the next bytes. Blocks.
+    ///
+    /// # Errors
+    /// When the disk fails; a full disk is [`ShardError::NoRoom`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
+        self.hasher.update(bytes);
+        self.written_bytes += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(|e| self.full_or(e))
+    }
+
+    fn full_or(&self, error: io::Error) -> ShardError {
+        if error.kind() == io::ErrorKind::StorageFull {
+            ShardError::NoRoom { needed_bytes: self.reservation.bytes, free_bytes: 0 }
+        } else {
+            ShardError::Io(error)
+        }
+    }
+
+    /// Makes the shard durable and returns its root. Blocks.
+    ///
+    /// # Errors
+    /// When the disk or the metadata store fails; nothing is kept then.
+    ///
+    /// # Panics
+    /// When not all announced bytes were written.
+    pub fn commit(mut self, owner: &PublicKey, now_s: u64) -> Result<Root, ShardError> {
+        assert_eq!(self.written_bytes, self.shard_bytes, "a shard is written whole");
+        let tree = std::mem::take(&mut self.hasher).finalize();
+        let hashes: Vec<u8> = tree.groups().iter().flatten().copied().collect();
+        self.file.write_all(&hashes).map_err(|e| self.full_or(e))?;
+        self.file.sync_all().map_err(|e| self.full_or(e))?;
+        let root = tree.root();
+        let volume = self.reservation.volume.clone();
+        let key = key(owner, &root);
+        if volume.meta.get::<ShardRecord>(Table::Shards, &key)?.is_some() {
+            return Ok(root);
+        }
+        let file_disk_bytes = disk_bytes(&self.file.metadata()?);
+        let name = file_name(owner, &root);
+        volume.meta.note(Batch::default().put(Table::Pending, name.as_bytes(), &key))?;
+        let path = volume.path(owner, &root);
+        fs::rename(&self.path.0, &path)?;
+        let folder = File::open(path.parent().expect("a shard lies in a folder"))?;
+        folder.sync_all()?;
+        let record =
+            ShardRecord::V1 { shard_bytes: self.shard_bytes, disk_bytes: file_disk_bytes, stored_s: now_s };
+        let mut batch = Batch::default();
+        batch.put(Table::Shards, &key, &record).delete(Table::Pending, name.as_bytes());
+        volume.meta.commit(batch.add(Table::State, USED_KEY, file_disk_bytes as i64))?;
+        volume.used_bytes.fetch_add(file_disk_bytes, Ordering::Relaxed);
+        volume.folder_bytes[usize::from(root.as_bytes()[0])]
+            .store(disk_bytes(&folder.metadata()?), Ordering::Relaxed);
+        Ok(root)
+    }
+}
+
+fn read_tree(file: &File, shard_bytes: u64, root: Root) -> Result<Tree, ShardError> {
+    let damaged = |e: &dyn std::fmt::Display| ShardError::Damaged(e.to_string());
+    if shard_bytes <= GROUP_BYTES as u64 {
+        return Tree::single(shard_bytes, root).map_err(|e| damaged(&e));
+    }
+    let mut hashes = vec![0; shard_bytes.div_ceil(GROUP_BYTES as u64) as usize * 32];
+    file.read_exact_at(&mut hashes, shard_bytes).map_err(|e| damaged(&e))?;
+    let groups = hashes.as_chunks::<32>().0.to_vec();
+    let tree = Tree::from_groups(shard_bytes, groups).map_err(|e| damaged(&e))?;
+    if tree.root() == root {
+        Ok(tree)
+    } else {
+        Err(ShardError::Damaged("the stored hashes have rotted".into()))
+    }
+}
+
+/// A shard open for reading.
+pub struct OpenShard {
+    file: File,
+    tree: Tree,
+}
+
+impl OpenShard {
+    /// The shard's tree, whose hashes were checked against its root.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Reads the group at `offset`, checks it, so that rot is never served, and returns its hash. Blocks.
+    ///
+    /// # Errors
+    /// [`ShardError::Damaged`] when the file's bytes are not the shard's.
+    pub fn read_group(&self, offset: u64, buffer: &mut [u8]) -> Result<[u8; 32], ShardError> {
+        self.file.read_exact_at(buffer, offset).map_err(|e| ShardError::Damaged(e.to_string()))?;
+        self.tree.verify_group(offset, buffer).map_err(|e| ShardError::Damaged(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: PublicKey = PublicKey::Ed25519([1; 32]);
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        volume: Arc<Volume>,
+    }
+
+    fn open(dir: &Path, offered_bytes: u64) -> Arc<Volume> {
+        let meta = Arc::new(Meta::open(&dir.join("meta")).unwrap());
+        Arc::new(Volume::open(&dir.join("volume"), meta, offered_bytes).unwrap())
+    }
+
+    fn fixture(offered_bytes: u64) -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = open(dir.path(), offered_bytes);
+        Fixture { dir, volume }
+    }
+
+    fn store(volume: &Arc<Volume>, bytes: &[u8]) -> Result<Root, ShardError> {
+        let mut incoming = volume.begin(bytes.len() as u64)?;
+        incoming.write(bytes)?;
+        incoming.commit(&OWNER, 7)
+    }
+
+    fn du(dir: &Path) -> u64 {
+        let out = std::process::Command::new("du").args(["-s", "-B1"]).arg(dir).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn shards_survive_reopening_and_used_room_is_what_du_says() {
+        let Fixture { dir, volume } = fixture(1 << 30);
+        let shards: Vec<Vec<u8>> =
+            [1, 100, 16384, 16385, 300_000].iter().map(|n| vec![*n as u8; *n]).collect();
+        let roots: Vec<Root> = shards.iter().map(|s| store(&volume, s).unwrap()).collect();
+        assert_eq!(roots[4], Root::of(&shards[4]));
+        assert_eq!(volume.room().used_bytes, du(&dir.path().join("volume")));
+        volume.delete(&OWNER, &roots[3]).unwrap();
+        assert!(matches!(volume.open_shard(&OWNER, &roots[3]), Err(ShardError::NotHere)));
+        drop(volume);
+        let volume = open(dir.path(), 1 << 30);
+        assert_eq!(volume.room().used_bytes, du(&dir.path().join("volume")), "after a delete and a restart");
+        let shard = volume.open_shard(&OWNER, &roots[4]).unwrap();
+        let mut group = vec![0; GROUP_BYTES];
+        shard.read_group(GROUP_BYTES as u64, &mut group).unwrap();
+        assert_eq!(group, shards[4][GROUP_BYTES..2 * GROUP_BYTES]);
+        assert!(matches!(
+            volume.open_shard(&PublicKey::Ed25519([2; 32]), &roots[4]),
+            Err(ShardError::NotHere)
+        ));
+    }
+
+    #[test]
+    fn the_offer_is_never_exceeded_and_an_abandoned_shard_gives_its_room_back() {
+        let Fixture { dir: _dir, volume } = fixture(4 << 20);
+        let first = volume.begin(2 << 20).unwrap();
+        assert!(matches!(volume.begin(2 << 20), Err(ShardError::NoRoom { .. })), "reserved room counts");
+        drop(first);
+        store(&volume, &vec![1; 2 << 20]).unwrap();
+        assert!(matches!(store(&volume, &vec![2; 2 << 20]), Err(ShardError::NoRoom { .. })));
+        assert_eq!(fs::read_dir(volume.dir.join("incoming")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn storing_twice_keeps_one() {
+        let Fixture { dir: _dir, volume } = fixture(1 << 30);
+        let root = store(&volume, b"same").unwrap();
+        let used = volume.room().used_bytes;
+        assert_eq!(store(&volume, b"same").unwrap(), root);
+        assert_eq!(volume.room().used_bytes, used);
+    }
+
+    #[test]
+    fn a_crash_before_the_record_leaves_nothing() {
+        let Fixture { dir, volume } = fixture(1 << 30);
+        let root = Root::of(b"orphan");
+        let name = file_name(&OWNER, &root);
+        volume.meta.note(Batch::default().put(Table::Pending, name.as_bytes(), &key(&OWNER, &root))).unwrap();
+        let path = volume.path(&OWNER, &root);
+        fs::write(&path, b"orphan").unwrap();
+        fs::write(volume.dir.join("incoming/9"), b"half").unwrap();
+        drop(volume);
+        let volume = open(dir.path(), 1 << 30);
+        assert!(!path.exists());
+        assert_eq!(volume.room().used_bytes, du(&dir.path().join("volume")));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_caught_before_it_is_served() {
+        let Fixture { dir: _dir, volume } = fixture(1 << 30);
+        let bytes = vec![3; 40_000];
+        let root = store(&volume, &bytes).unwrap();
+        let path = volume.path(&OWNER, &root);
+        let good = fs::read(&path).unwrap();
+        for position in [0, 20_000, 39_999, 40_000, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[position] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            let served = volume.open_shard(&OWNER, &root).and_then(|shard| {
+                for (offset, len) in [
+                    (0, GROUP_BYTES),
+                    (GROUP_BYTES, GROUP_BYTES),
+                    (2 * GROUP_BYTES, 40_000 - 2 * GROUP_BYTES),
+                ] {
+                    shard.read_group(offset as u64, &mut vec![0; len])?;
+                }
+                Ok(())
+            });
+            assert!(matches!(served, Err(ShardError::Damaged(_))), "bit at {position}");
+        }
+        fs::write(&path, &good[..100]).unwrap();
+        assert!(matches!(volume.open_shard(&OWNER, &root), Err(ShardError::Damaged(_))), "cut short");
+    }
+}

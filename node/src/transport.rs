@@ -1,0 +1,342 @@
+//! Ordered two-way streams between authenticated peers: over quinn directly, or over libp2p.
+//!
+//! Both give a [`Wire`]; what runs over it does not know which. Direct connections use quinn with libp2p's TLS
+//! certificates under their own ALPN, so a peer is the same node key on both, and no key log is ever written.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use spare_market::keys::PublicKey;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
+
+use crate::limits::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_IP_MAX, DIAL_TIMEOUT, HELLO_TIMEOUT, STREAMS_PER_CONNECTION_MAX,
+};
+
+const ALPN: &[u8] = b"spare/1";
+/// Read buffer of a wire: a few groups, so that hash pairs do not cost a call each.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Bytes that went over all wires of this node, control frames included.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes received.
+    pub received_bytes: AtomicU64,
+    /// Bytes sent.
+    pub sent_bytes: AtomicU64,
+}
+
+/// An ordered two-way stream with a peer whose node key was proven.
+pub struct Wire {
+    /// From the peer.
+    pub recv: BufReader<Counted<Box<dyn AsyncRead + Send + Unpin>>>,
+    /// To the peer.
+    pub send: Counted<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// The peer's node key.
+    pub peer: PublicKey,
+    /// Where the peer was seen.
+    pub remote_ip: IpAddr,
+}
+
+impl Wire {
+    /// Makes a wire of the two halves of a stream.
+    pub fn new(
+        recv: impl AsyncRead + Send + Unpin + 'static,
+        send: impl AsyncWrite + Send + Unpin + 'static,
+        peer: PublicKey,
+        remote_ip: IpAddr,
+        traffic: &Arc<Traffic>,
+    ) -> Self {
+        let recv: Box<dyn AsyncRead + Send + Unpin> = Box::new(recv);
+        let send: Box<dyn AsyncWrite + Send + Unpin> = Box::new(send);
+        Self {
+            recv: BufReader::with_capacity(
+                READ_BUFFER_BYTES,
+                Counted { inner: recv, traffic: traffic.clone() },
+            ),
+            send: Counted { inner: send, traffic: traffic.clone() },
+            peer,
+            remote_ip,
+        }
+    }
+}
+
+/// A stream whose bytes are counted.
+pub struct Counted<S> {
+    inner: S,
+    traffic: Arc<Traffic>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.traffic.received_bytes.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        poll
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = &poll {
+            self.traffic.sent_bytes.fetch_add(*written as u64, Ordering::Relaxed);
+        }
+        poll
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// The node key behind a libp2p peer id, or `None` for another scheme.
+pub fn node_key(peer: &PeerId) -> Option<PublicKey> {
+    // An ed25519 peer id is its key's protobuf encoding under the identity multihash (libp2p peer-ids spec).
+    let multihash = peer.as_ref();
+    let key = libp2p::identity::PublicKey::try_decode_protobuf(multihash.digest()).ok()?;
+    Some(PublicKey::Ed25519(key.try_into_ed25519().ok()?.to_bytes()))
+}
+
+/// The libp2p peer id of a node key, or `None` when the bytes are no valid key.
+pub fn peer_id(node: &PublicKey) -> Option<PeerId> {
+    let key = libp2p::identity::ed25519::PublicKey::try_from_bytes(node.key_bytes()).ok()?;
+    Some(PeerId::from_public_key(&libp2p::identity::PublicKey::from(key)))
+}
+
+/// Why a peer could not be reached.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    /// Nobody answered in time.
+    #[error("no answer from {0} within {seconds} s", seconds = DIAL_TIMEOUT.as_secs())]
+    Timeout(String),
+    /// The connection failed.
+    #[error("{addr}: {why}")]
+    Failed {
+        /// Where.
+        addr: String,
+        /// Why.
+        why: String,
+    },
+    /// The node key is not a valid key.
+    #[error("the node key is not valid")]
+    BadKey,
+    /// No address is known.
+    #[error("no address is known")]
+    NoAddress,
+}
+
+/// The transport settings of direct connections; the benchmark's raw connections use the same.
+pub fn transport_config() -> Arc<quinn::TransportConfig> {
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(STREAMS_PER_CONNECTION_MAX.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window((2u32 << 20).into())
+        .receive_window((8u32 << 20).into())
+        .send_window(2 << 20)
+        .keep_alive_interval(Some(Duration::from_secs(3)))
+        .max_idle_timeout(Some(Duration::from_secs(8).try_into().expect("8 s fit")));
+    Arc::new(transport)
+}
+
+/// The endpoint of direct connections: dials and accepts on one UDP port.
+pub struct Direct {
+    endpoint: quinn::Endpoint,
+    keypair: Keypair,
+    traffic: Arc<Traffic>,
+    /// Open connections by peer, for asking.
+    connections: tokio::sync::Mutex<HashMap<PublicKey, quinn::Connection>>,
+    /// Accepted connections by address, for limits.
+    accepted: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Direct {
+    /// Binds `addr`.
+    ///
+    /// # Errors
+    /// When the port is taken or the socket cannot be set up.
+    pub fn bind(addr: SocketAddr, keypair: Keypair, traffic: Arc<Traffic>) -> io::Result<Self> {
+        let mut tls = libp2p_tls::make_server_config(&keypair).map_err(io::Error::other)?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.key_log = Arc::new(rustls::NoKeyLog);
+        let tls = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        server.transport_config(transport_config()).migration(false).max_incoming(CONNECTIONS_MAX);
+        let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
+        // The kernel may grant less; more buffer means fewer losses when the process is busy.
+        let _ = socket.set_recv_buffer_size(4 << 20);
+        let _ = socket.set_send_buffer_size(4 << 20);
+        socket.bind(&addr.into())?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint =
+            quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket.into(), runtime)?;
+        Ok(Self {
+            endpoint,
+            keypair,
+            traffic,
+            connections: tokio::sync::Mutex::default(),
+            accepted: Mutex::default(),
+        })
+    }
+
+    /// The address bound.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Opens a stream to `node` at `addr`, over the connection that stands or a new one.
+    ///
+    /// # Errors
+    /// [`DialError`] within [`DIAL_TIMEOUT`].
+    pub async fn open(&self, node: &PublicKey, addr: SocketAddr) -> Result<Wire, DialError> {
+        let standing =
+            self.connections.lock().await.get(node).filter(|c| c.close_reason().is_none()).cloned();
+        let connection = match standing {
+            Some(connection) => connection,
+            None => {
+                let connection = self.connect(node, addr).await?;
+                self.connections.lock().await.insert(*node, connection.clone());
+                connection
+            }
+        };
+        let opening = tokio::time::timeout(DIAL_TIMEOUT, connection.open_bi()).await;
+        let (send, recv) = opening
+            .map_err(|_| DialError::Timeout(addr.to_string()))?
+            .map_err(|e| DialError::Failed { addr: addr.to_string(), why: e.to_string() })?;
+        Ok(Wire::new(recv, send, *node, addr.ip(), &self.traffic))
+    }
+
+    async fn connect(&self, node: &PublicKey, addr: SocketAddr) -> Result<quinn::Connection, DialError> {
+        let failed = |why: String| DialError::Failed { addr: addr.to_string(), why };
+        let peer = peer_id(node).ok_or(DialError::BadKey)?;
+        let mut tls =
+            libp2p_tls::make_client_config(&self.keypair, Some(peer)).map_err(|e| failed(e.to_string()))?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.key_log = Arc::new(rustls::NoKeyLog);
+        let tls = QuicClientConfig::try_from(tls).map_err(|e| failed(e.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(transport_config());
+        // The certificate is checked against the node key, so the server name means nothing.
+        let connecting =
+            self.endpoint.connect_with(config, addr, "spare").map_err(|e| failed(e.to_string()))?;
+        match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
+            Ok(connection) => connection.map_err(|e| failed(e.to_string())),
+            Err(_) => Err(DialError::Timeout(addr.to_string())),
+        }
+    }
+
+    /// Accepts connections until the endpoint closes and hands each of their streams to `serve`.
+    pub async fn accept(self: Arc<Self>, serve: impl Fn(Wire) + Clone + Send + 'static) {
+        while let Some(incoming) = self.endpoint.accept().await {
+            let ip = incoming.remote_address().ip();
+            if !incoming.remote_address_validated() && self.endpoint.open_connections() > CONNECTIONS_MAX / 2
+            {
+                // Under load, make the sender show that the address is its own.
+                let _ = incoming.retry();
+                continue;
+            }
+            let Some(slot) = self.slot(ip) else {
+                incoming.refuse();
+                continue;
+            };
+            let (this, serve) = (self.clone(), serve.clone());
+            tokio::spawn(async move {
+                if let Err(error) = this.serve_connection(incoming, serve).await {
+                    tracing::debug!(%ip, %error, "a direct connection ended");
+                }
+                drop(slot);
+            });
+        }
+    }
+
+    fn slot(self: &Arc<Self>, ip: IpAddr) -> Option<Slot> {
+        let mut accepted = self.accepted.lock().expect("no holder panics");
+        let total: usize = accepted.values().sum();
+        let count = accepted.entry(ip).or_default();
+        if total >= CONNECTIONS_MAX || *count >= CONNECTIONS_PER_IP_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Slot { direct: self.clone(), ip })
+    }
+
+    async fn serve_connection(&self, incoming: quinn::Incoming, serve: impl Fn(Wire)) -> anyhow::Result<()> {
+        let ip = incoming.remote_address().ip();
+        let connection = tokio::time::timeout(HELLO_TIMEOUT, incoming.accept()?).await??;
+        let peer =
+            proven_peer(&connection).ok_or_else(|| anyhow::anyhow!("the peer showed no ed25519 node key"))?;
+        loop {
+            let (send, recv) = connection.accept_bi().await?;
+            serve(Wire::new(recv, send, peer, ip, &self.traffic));
+        }
+    }
+
+    /// Closes all connections, so that peers notice at once.
+    pub fn close(&self) {
+        self.endpoint.close(0u32.into(), b"stopped");
+    }
+}
+
+/// A place among the accepted connections.
+struct Slot {
+    direct: Arc<Direct>,
+    ip: IpAddr,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut accepted = self.direct.accepted.lock().expect("no holder panics");
+        if let Some(count) = accepted.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                accepted.remove(&self.ip);
+            }
+        }
+    }
+}
+
+fn proven_peer(connection: &quinn::Connection) -> Option<PublicKey> {
+    let certificates =
+        connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
+    let certificate = libp2p_tls::certificate::parse(certificates.first()?).ok()?;
+    node_key(&certificate.peer_id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_keys_and_peer_ids_convert_both_ways() {
+        let keypair = Keypair::ed25519_from_bytes([7; 32]).unwrap();
+        let peer = keypair.public().to_peer_id();
+        let node = node_key(&peer).unwrap();
+        assert_eq!(peer_id(&node), Some(peer));
+        let ours =
+            spare_market::keys::SigningSecret::from_secret(&spare_proofs::cipher::Secret::new([7; 32]))
+                .public();
+        assert_eq!(node, ours, "libp2p and market agree on the key of a secret");
+    }
+}
