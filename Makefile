@@ -25,8 +25,10 @@ setup:
 build: setup
 	$(CARGO) build --release --workspace --all-targets
 
+# The demo stores the program itself and an archive of this repository. `make demo ARGS=--keep` leaves it running.
 demo: build
-	$(SPARE) demo
+	@archive=$$(mktemp -d)/repository.tar; trap 'rm -r "$$(dirname "$$archive")"' EXIT; \
+	tar --exclude=./target --exclude=./.git -cf "$$archive" . && $(SPARE) demo "$$archive" $(ARGS)
 
 test: build
 	$(CARGO) test --release --workspace --no-fail-fast

@@ -42,6 +42,8 @@ enum SessionEnd {
     Silent,
     #[error("the peer's hello was refused: {0}")]
     Hello(Refusal),
+    #[error("a read was broken off: {0}")]
+    Rot(Refusal),
     #[error("a blocking task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -285,7 +287,7 @@ impl Answerer {
             let (sent, read) = tokio::join!(send, following);
             sent?;
             // Rot in the middle of a stream cannot be told apart on the wire: hang up, which signs nothing.
-            ready = read?.map_err(|e| FrameError::Io(std::io::Error::other(e)))?;
+            ready = read?.map_err(|error| SessionEnd::Rot(refusal(error)))?;
         }
         let answer = Signed::new(transcript.finish(), self.network, &self.node_key);
         Ok(Ok(Response::Answered(answer.raw().clone())))

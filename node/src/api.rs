@@ -216,8 +216,27 @@ pub struct BlobStat {
     pub stored_bytes: u64,
     /// Its providers.
     pub providers: Vec<HolderInfo>,
+    /// For each segment, its shards in order; left out unless asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<Vec<ShardInfo>>,
     /// Shards that may be lost before data is, as far as asks tell: the worst segment counts. Negative when data is lost.
     pub shards_to_spare: i64,
+}
+
+/// A shard and who holds it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ShardInfo {
+    /// The BLAKE3 root of its stored bytes, which is its name.
+    pub root: String,
+    /// The holder's node key.
+    pub node: String,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct StatQuery {
+    /// Whether to list every shard.
+    #[serde(default)]
+    shards: bool,
 }
 
 /// A provider of a blob.
@@ -394,9 +413,13 @@ async fn delete_blob(State(node): Shared, Path(name): Path<String>) -> Result<St
 }
 
 /// Says how a blob is stored.
-#[utoipa::path(get, path = "/v1/stat/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`")),
+#[utoipa::path(get, path = "/v1/stat/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), StatQuery),
     responses((status = 200, body = BlobStat), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
-async fn stat_blob(State(node): Shared, Path(name): Path<String>) -> Result<Json<BlobStat>, ApiError> {
+async fn stat_blob(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<StatQuery>,
+) -> Result<Json<BlobStat>, ApiError> {
     let entry = node.client.catalog.get(&name)?.ok_or_else(|| ApiError::no_blob(&name))?;
     let recipe = crate::get::load_recipe(&node.client, &entry).await?;
     let peers = &node.client.peers;
@@ -413,6 +436,12 @@ async fn stat_blob(State(node): Shared, Path(name): Path<String>) -> Result<Json
             .map(|s| entry.placement.holders(s).iter().filter(|h| *h == key).count())
             .sum(),
     };
+    let shards = |s: usize| {
+        let holders = entry.placement.holders(s).into_iter().map(|h| h.to_string());
+        let roots = recipe.segments[s].roots.iter().map(ToString::to_string);
+        roots.zip(holders).map(|(root, node)| ShardInfo { root, node }).collect()
+    };
+    let listed = if query.shards { segments.clone() } else { 0..0 };
     let alive = |s: usize| entry.placement.holders(s).iter().filter(|h| is_up(h)).count() as i64;
     let k = recipe.geometry.k() as i64;
     Ok(Json(BlobStat {
@@ -421,6 +450,7 @@ async fn stat_blob(State(node): Shared, Path(name): Path<String>) -> Result<Json
         segments: recipe.segments.len(),
         stored_bytes: recipe.stored_bytes(),
         providers: entry.placement.providers().iter().map(holder).collect(),
+        shards: listed.map(shards).collect(),
         shards_to_spare: segments
             .clone()
             .map(|s| alive(s) - k)

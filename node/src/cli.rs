@@ -48,6 +48,9 @@ enum Command {
     Stat {
         /// The blob's name
         name: String,
+        /// List every shard and who holds it
+        #[arg(long)]
+        shards: bool,
     },
     /// Remove a blob
     Rm {
@@ -198,7 +201,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Put(args) => transfer::put(&context, args).await,
             Command::Get(args) => transfer::get(&context, args).await,
             Command::Ls => show::ls(&context).await,
-            Command::Stat { name } => show::stat(&context, &name).await,
+            Command::Stat { name, shards } => show::stat(&context, &name, shards).await,
             Command::Rm { name } => show::rm(&context, &name).await,
             Command::Recover => show::recover(&context).await,
             Command::Status => show::status(&context).await,

@@ -4,8 +4,10 @@
 //! replaced at once, and when some let wait, as many others are asked besides. What arrives is verified in 16 KiB groups against the
 //! roots in the recipe, so a wrong byte costs one group and never reaches the reader.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
@@ -141,45 +143,46 @@ impl Reader {
         let range = range.start as u64..range.end as u64;
         let mut waiting = self.fastest_first(&holders, k).into_iter();
         let mut asked = FuturesUnordered::new();
-        let mut silent: Vec<PublicKey> = Vec::new();
+        let mut outstanding: BTreeMap<usize, Progress> = BTreeMap::new();
         let mut shards: Vec<Option<Vec<u8>>> = vec![None; n];
         let mut failures = Vec::new();
         let mut have = 0;
-        let ask = |shard: usize| {
-            let (node, root, range) = (holders[shard], segment.roots[shard], range.clone());
-            async move { (shard, node, self.client.peers.read(&node, root, shard_bytes, range).await) }
-        };
-        for shard in waiting.by_ref().take(k) {
-            silent.push(holders[shard]);
-            asked.push(ask(shard));
-        }
+        let mut more = k;
+        let mut look = tokio::time::interval(HEDGE_AFTER);
+        look.reset();
         while have < k {
-            let more = tokio::select! {
+            for shard in waiting.by_ref().take(more) {
+                let (node, root, range) = (holders[shard], segment.roots[shard], range.clone());
+                let progress = Progress::default();
+                outstanding.insert(shard, progress.clone());
+                asked.push(async move {
+                    let result =
+                        self.client.peers.read(&node, root, shard_bytes, range, &progress.received).await;
+                    (shard, node, result)
+                });
+            }
+            more = tokio::select! {
                 answer = asked.next() => match answer {
                     None => break,
-                    Some((shard, node, Ok(bytes))) => {
-                        silent.retain(|n| *n != node);
+                    Some((shard, _, Ok(bytes))) => {
+                        outstanding.remove(&shard);
                         shards[shard] = Some(bytes);
                         have += 1;
                         0
                     }
                     Some((shard, node, Err(error))) => {
-                        silent.retain(|n| *n != node);
                         tracing::info!(segment = slice.segment, shard, %node, %error, "a shard could not be fetched");
                         failures.push(format!("shard {shard} at {}: {error}", &node.to_string()[..12]));
-                        1
+                        // One that was silent has been replaced already.
+                        usize::from(outstanding.remove(&shard).is_some_and(|p| !p.replaced))
                     }
                 },
-                () = tokio::time::sleep(HEDGE_AFTER) => {
-                    // Whoever lets wait is asked last for a while; as many others are asked besides.
-                    silent.iter().for_each(|node| self.client.peers.note_slow(node));
-                    silent.len().min(k - have)
+                _ = look.tick() => {
+                    let silent = outstanding.iter_mut().filter_map(|(shard, p)| p.fell_silent().then_some(*shard));
+                    // Whoever lets wait is asked last for a while; another is asked besides.
+                    silent.inspect(|shard| self.client.peers.note_slow(&holders[*shard])).count()
                 }
             };
-            for shard in waiting.by_ref().take(more) {
-                silent.push(holders[shard]);
-                asked.push(ask(shard));
-            }
         }
         if have < k {
             let failures = failures.join("; ");
@@ -204,6 +207,25 @@ impl Reader {
         let mut order: Vec<usize> = (0..holders.len()).collect();
         order.sort_by_key(rank);
         order
+    }
+}
+
+/// How far a fetch has come.
+#[derive(Clone, Default)]
+struct Progress {
+    received: Arc<AtomicU64>,
+    received_before: u64,
+    replaced: bool,
+}
+
+impl Progress {
+    /// Whether nothing arrived since the last look. Said once.
+    fn fell_silent(&mut self) -> bool {
+        let received = self.received.load(Ordering::Relaxed);
+        let silent = received == self.received_before && !self.replaced;
+        self.received_before = received;
+        self.replaced |= silent;
+        silent
     }
 }
 

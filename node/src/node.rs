@@ -32,6 +32,8 @@ use crate::unix_now_s;
 const ASK_INTERVAL: Duration = Duration::from_secs(15);
 /// How long an ask holds, in seconds.
 const ASK_LIFE_S: u64 = 600;
+/// Most providers named in a ticket, beside this node.
+const TICKET_PROVIDERS_MAX: usize = 12;
 /// How often index copies are brought up to date and garbage is collected.
 const TIDY_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -240,9 +242,12 @@ impl Node {
         self.libp2p_addrs().iter().filter_map(ip).map(|ip| SocketAddr::new(ip, bound.port())).collect()
     }
 
-    /// What others need to join the network through this node.
+    /// What others need to join the network: this node's addresses, and some providers' in case it is away.
     pub fn ticket(&self) -> Ticket {
-        let peers = self.libp2p_addrs().iter().map(ToString::to_string).collect();
+        let mut peers: Vec<String> = self.libp2p_addrs().iter().map(ToString::to_string).collect();
+        let providers =
+            self.book.valid(unix_now_s()).into_iter().filter(|p| p.node != self.node_key.public());
+        peers.extend(providers.take(TICKET_PROVIDERS_MAX).filter_map(|p| p.ask.libp2p.into_iter().next()));
         Ticket::V1 { network: self.identity.network, peers }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -288,7 +289,8 @@ impl Peers {
         .await
     }
 
-    /// Reads bytes `range` of a shard of this account from `node`, verified against `root`.
+    /// Reads bytes `range` of a shard of this account from `node`, verified against `root`. Bytes received so far are added to
+    /// `received`.
     ///
     /// # Errors
     /// [`PeerError`].
@@ -298,11 +300,14 @@ impl Peers {
         root: Root,
         shard_bytes: u64,
         range: Range<u64>,
+        received: &AtomicU64,
     ) -> Result<Vec<u8>, PeerError> {
         let network = self.network();
         let started = Instant::now();
         let bytes = self
-            .with_session(node, async |session| session.read(network, root, shard_bytes, range).await)
+            .with_session(node, async |session| {
+                session.read(network, root, shard_bytes, range, received).await
+            })
             .await?;
         self.note_success(node, Some((bytes.len() as u64, started.elapsed())));
         Ok(bytes)
@@ -414,6 +419,7 @@ impl Session {
         root: Root,
         shard_bytes: u64,
         range: Range<u64>,
+        received: &AtomicU64,
     ) -> Result<Vec<u8>, PeerError> {
         let request = Request::Read { root, start: range.start, end: range.end, nonce: rand::random() };
         let Response::Reading { shard_bytes: says } = self.request(&request).await? else {
@@ -439,6 +445,7 @@ impl Session {
                     bytes.resize(start + len, 0);
                     in_time(self.wire.recv.read_exact(&mut bytes[start..])).await?;
                     transcript.add(&verifier.group(&bytes[start..])?);
+                    received.fetch_add(len as u64, Ordering::Relaxed);
                 }
             }
         }

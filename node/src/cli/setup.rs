@@ -1,6 +1,6 @@
 //! `init`, `serve` and `config`: the commands that work on the node's folder itself.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -104,7 +104,8 @@ pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
 pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyhow::Result<()> {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("SPARE_LOG").unwrap_or_else(|_| "warn,spare=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let config = context.load_config(flags)?.config;
     let token = context.home.token()?;
     let api_addr = config.node.api_addr;

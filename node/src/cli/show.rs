@@ -37,8 +37,10 @@ pub(super) async fn ls(context: &Context) -> anyhow::Result<()> {
     })
 }
 
-pub(super) async fn stat(context: &Context, name: &str) -> anyhow::Result<()> {
-    let stat: BlobStat = context.api()?.json(Method::GET, &["stat", name]).await?;
+pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow::Result<()> {
+    let api = context.api()?;
+    let request = api.request(Method::GET, &["stat", name]).query(&[("shards", shards)]);
+    let stat: BlobStat = api.send(request).await?.json().await?;
     context.print(&stat, |stat| {
         let overhead = stat.stored_bytes as f64 / stat.blob.bytes.max(1) as f64;
         println!("{}", stat.blob.name);
@@ -63,6 +65,11 @@ pub(super) async fn stat(context: &Context, name: &str) -> anyhow::Result<()> {
                 holder.shards,
                 holder.operator.as_deref().unwrap_or("?")
             );
+        }
+        for (segment, shards) in stat.shards.iter().enumerate() {
+            for (i, shard) in shards.iter().enumerate() {
+                println!("  segment {segment} shard {i:<3} {}  at {}", shard.root, &shard.node[..12]);
+            }
         }
     })
 }
