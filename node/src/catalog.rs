@@ -24,7 +24,7 @@ use crate::peers::{PeerError, Peers};
 /// Entries since the base after which a new base is worth writing.
 const COMPACT_AFTER_ENTRIES: u64 = 64;
 /// Longest recipe that the index carries itself; a longer one is stored as a blob.
-pub const INLINE_RECIPE_MAX_BYTES: usize = 64 * 1024;
+pub const INLINE_RECIPE_MAX_BYTES: usize = 2 * 1024;
 
 /// A blob as the index knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +107,10 @@ pub struct Garbage {
     pub root: Root,
 }
 
+fn cached_recipe_key(blob_id: &[u8; 16]) -> Vec<u8> {
+    [b"recipe ", &blob_id[..]].concat()
+}
+
 const GARBAGE_PREFIX: &[u8] = b"garbage ";
 
 impl Garbage {
@@ -160,6 +164,22 @@ impl Catalog {
         self.meta.get(Table::Blobs, name.as_bytes())
     }
 
+    /// The sealed recipe of a blob, if this node kept or fetched it before. It can always be fetched again.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn cached_recipe(&self, blob_id: &[u8; 16]) -> Result<Option<Vec<u8>>, MetaError> {
+        self.meta.get(Table::State, &cached_recipe_key(blob_id))
+    }
+
+    /// Keeps a sealed recipe at hand.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn cache_recipe(&self, blob_id: &[u8; 16], sealed: &Vec<u8>) -> Result<(), MetaError> {
+        self.meta.note(Batch::default().put(Table::State, &cached_recipe_key(blob_id), sealed))
+    }
+
     /// All blobs by name.
     ///
     /// # Errors
@@ -187,9 +207,13 @@ impl Catalog {
             Change::Put { name, entry } => also.put(Table::Blobs, name.as_bytes(), entry),
             Change::Remove { name } => also.delete(Table::Blobs, name.as_bytes()),
         };
-        for item in garbage {
-            also.put(Table::State, &item.key(), &());
+        let replaced = match &change {
+            Change::Put { name, .. } | Change::Remove { name } => self.get(name)?,
+        };
+        if let Some(replaced) = replaced {
+            also.delete(Table::State, &cached_recipe_key(&replaced.blob_id));
         }
+        Self::add_garbage(&mut also, garbage);
         let end = self.logs.end(&self.account())?;
         let seq = end.seq + 1;
         let compacted =

@@ -134,11 +134,16 @@ impl Client {
         transfers.values().map(state).collect()
     }
 
+    /// Asks connected peers for the asks they know.
+    pub async fn learn_asks(&self) {
+        self.peers.learn_asks(&self.addresses.connected()).await;
+    }
+
     /// Asks connected peers for further providers until `enough` says so or time is up.
     pub async fn find_providers(&self, enough: impl Fn(&Self) -> bool) {
         let started = Instant::now();
         while !enough(self) && started.elapsed() < FIND_PROVIDERS_FOR {
-            self.peers.learn_asks(&self.addresses.connected()).await;
+            self.learn_asks().await;
             if enough(self) {
                 return;
             }

@@ -31,6 +31,8 @@ use crate::unix_now_s;
 
 /// How often the bootstrap peers are dialled while no peer is connected.
 const REJOIN_INTERVAL: Duration = Duration::from_secs(2);
+/// Most known providers that are dialled beside the bootstrap peers.
+const REJOIN_PROVIDERS_MAX: usize = 16;
 /// How often Kademlia looks around for further peers.
 const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(120);
 
@@ -218,12 +220,16 @@ impl Runner {
         }
     }
 
-    /// Dials the bootstrap peers that are not connected, as long as fewer than two peers are.
+    /// Dials the bootstrap peers, and providers known from before, as long as fewer than two peers are connected.
     fn rejoin(&mut self) {
         if self.swarm.connected_peers().count() >= 2 {
             return;
         }
-        for address in self.bootstrap.clone() {
+        let known =
+            self.book.valid(unix_now_s()).into_iter().filter_map(|p| p.ask.libp2p.first()?.parse().ok());
+        let addresses: Vec<Multiaddr> =
+            self.bootstrap.iter().cloned().chain(known.take(REJOIN_PROVIDERS_MAX)).collect();
+        for address in addresses {
             let peer =
                 address.iter().find_map(|p| if let Protocol::P2p(peer) = p { Some(peer) } else { None });
             if peer.is_some_and(|p| p == *self.swarm.local_peer_id() || self.swarm.is_connected(&p)) {

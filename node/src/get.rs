@@ -5,6 +5,7 @@
 //! roots in the recipe, so a wrong byte costs one group and never reaches the reader.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,6 +67,10 @@ pub async fn load_recipe(client: &Arc<Client>, entry: &BlobEntry) -> Result<Reci
     let Recipe::V1(recipe) = match &entry.recipe {
         RecipeAt::Inline(sealed) => client.catalog.open_recipe(sealed)?,
         RecipeAt::Stored { recipe, placement } => {
+            if let Ok(Some(sealed)) = client.catalog.cached_recipe(&entry.blob_id) {
+                let Recipe::V1(cached) = client.catalog.open_recipe(&sealed)?;
+                return Ok(cached);
+            }
             let Recipe::V1(outer) = client.catalog.open_recipe(recipe)?;
             let len = outer.blob_bytes();
             let reader = Arc::new(Reader::with_recipe(client, outer, placement.clone()));
@@ -74,7 +79,11 @@ pub async fn load_recipe(client: &Arc<Client>, entry: &BlobEntry) -> Result<Reci
             while let Some(part) = parts.next().await {
                 sealed.extend_from_slice(&part?);
             }
-            client.catalog.open_recipe(&sealed)?
+            let opened = client.catalog.open_recipe(&sealed)?;
+            if let Err(error) = client.catalog.cache_recipe(&entry.blob_id, &sealed) {
+                tracing::warn!(%error, "a recipe could not be kept at hand");
+            }
+            opened
         }
     };
     Ok(recipe)
@@ -119,13 +128,30 @@ impl Reader {
         let coder = SegmentCoder::new(self.erasure.clone(), &segment.key, segment.plaintext_bytes as usize);
         let (_, rows) = coder.layout().locate(slice.start, slice.end);
         let first_byte = coder.layout().record_plaintext(rows.start * self.recipe.geometry.k()).start;
-        let shards = self.fetch(&slice, segment, &coder, &rows).await?;
+        let before = self.addresses_of(slice.segment);
+        let shards = match self.fetch(&slice, segment, &coder, &rows).await {
+            Err(error) => {
+                // Providers may have moved: ask around once, and try again if any did.
+                self.client.learn_asks().await;
+                if self.addresses_of(slice.segment) == before {
+                    return Err(error);
+                }
+                self.fetch(&slice, segment, &coder, &rows).await?
+            }
+            fetched => fetched?,
+        };
         let decoding = tokio::task::spawn_blocking(move || coder.decode(rows, shards));
         let plaintext = decoding
             .await
             .expect("decoding does not panic")
             .map_err(|source| GetError::Segment { segment: slice.segment, source })?;
         Ok(Bytes::from(plaintext).slice(slice.start - first_byte..slice.end - first_byte))
+    }
+
+    /// Where the holders of a segment are thought to be.
+    fn addresses_of(&self, segment: usize) -> Vec<Option<SocketAddr>> {
+        let addr = |node: &PublicKey| self.client.peers.book.get(node)?.direct_addr();
+        self.placement.holders(segment).iter().map(addr).collect()
     }
 
     /// Fetches `rows` of any k shards.

@@ -29,6 +29,8 @@ use crate::limits::{COOL_DOWN, DIAL_TIMEOUT, HELLO_TIMEOUT, STALL_TIMEOUT};
 use crate::transport::{DialError, Direct, Traffic, Wire, peer_id};
 use crate::unix_now_s;
 
+/// Most peers that are asked for asks at once.
+const LEARN_FROM_MAX: usize = 6;
 /// Most idle sessions kept for one peer.
 const IDLE_SESSIONS_MAX: usize = 8;
 
@@ -250,22 +252,16 @@ impl Peers {
         Ok(Wire::new(recv, send, *node, self.addresses.ip(node), &self.traffic))
     }
 
-    /// Asks every peer in `nodes` for the asks it knows and takes what is news. Returns how many were.
-    pub async fn learn_asks(&self, nodes: &[PublicKey]) -> usize {
-        let mut news = 0;
-        for node in nodes {
-            let learned = self.with_session(node, async |session| session.asks().await).await;
-            match learned {
-                Ok(asks) => {
-                    news += asks
-                        .into_iter()
-                        .filter(|raw| self.book.take(raw.clone(), unix_now_s()).is_ok())
-                        .count()
-                }
+    /// Asks some of `nodes` for the asks they know, and takes what is news.
+    pub async fn learn_asks(&self, nodes: &[PublicKey]) {
+        let learning = nodes.iter().take(LEARN_FROM_MAX).map(async |node| {
+            match self.with_session(node, async |session| session.asks().await).await {
+                // What is known already, or does not hold, is left out.
+                Ok(asks) => asks.into_iter().for_each(|raw| drop(self.book.take(raw, unix_now_s()))),
                 Err(error) => tracing::debug!(%node, %error, "a peer did not tell its asks"),
             }
-        }
-        news
+        });
+        futures::future::join_all(learning).await;
     }
 
     /// Stores a shard that arrives in `cells` on `node` and returns the checked receipt.

@@ -51,7 +51,9 @@ pub struct PutOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum PutError {
     /// The name is empty, too long or has control characters.
-    #[error("'{0}' cannot be a blob's name: 1 to {NAME_MAX_BYTES} bytes without control characters")]
+    #[error(
+        "'{0}' cannot be a blob's name: 1 to {NAME_MAX_BYTES} bytes without control characters, not '.' or '..'"
+    )]
     BadName(String),
     /// There is a blob of that name.
     #[error("there already is a blob named '{0}'; add --replace to replace it, or choose another name")]
@@ -185,6 +187,8 @@ pub async fn remove(client: &Arc<Client>, name: &str) -> Result<bool, PutError> 
 /// [`PutError::BadName`].
 pub fn check_name(name: &str) -> Result<(), PutError> {
     let fine = !name.is_empty() && name.len() <= NAME_MAX_BYTES && !name.chars().any(char::is_control);
+    // These two mean something else in a URL.
+    let fine = fine && name != "." && name != "..";
     if fine { Ok(()) } else { Err(PutError::BadName(name.chars().take(40).collect())) }
 }
 
@@ -446,6 +450,7 @@ impl Put {
                 Self::new(&self.client, Arc::new(Transfer::default()), &journal_key, self.geometry, blob_id);
             let blob_key = outer.blob_key.derive("spare 2026 recipe blob v1", &[]);
             let (recipe, placement) = Self { blob_key, ..outer }.store(&sealed[..]).await?;
+            self.client.catalog.cache_recipe(&blob_id, &sealed)?;
             RecipeAt::Stored { recipe: recipe.seal(self.client.catalog.recipe_key()), placement }
         };
         Ok(BlobEntry { blob_id, bytes, created_s: unix_now_s(), recipe, placement })

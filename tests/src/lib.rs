@@ -1,1 +1,5 @@
-//! Support for the end-to-end tests, benches and simulations of Spare.
+//! Support for the end-to-end tests, benches and simulations of Spare: real processes on loopback addresses.
+
+pub mod fuzz;
+pub mod hostile;
+pub mod net;

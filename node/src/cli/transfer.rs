@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt;
@@ -34,6 +35,9 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
     let default_name =
         args.file.file_name().filter(|_| !from_stdin).map(|n| n.to_string_lossy().into_owned());
     let Some(name) = args.name.or(default_name) else { bail!("give the blob a name with --name") };
+    // URLs drop some characters on the way, so a bad name has to be caught here.
+    crate::put::check_name(&name)
+        .map_err(|e| Reported { code: "bad_name".into(), message: e.to_string() })?;
     let (source, total): (Box<dyn AsyncRead + Send + Unpin>, Option<u64>) = if from_stdin {
         (Box::new(tokio::io::stdin()), None)
     } else {
@@ -44,17 +48,21 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
         if metadata.is_dir() {
             bail!("{} is a folder; pack it first, for instance with tar", args.file.display());
         }
-        (Box::new(file), metadata.is_file().then_some(metadata.len()))
+        // Some special files say 0 and have content all the same.
+        (Box::new(file), Some(metadata.len()).filter(|len| *len > 0))
     };
     let bar = progress(context, total);
     let counted = bar.clone();
-    let body = ReaderStream::with_capacity(source, PIECE_BYTES).inspect(move |piece| {
-        if let Ok(piece) = piece {
+    let unreadable = Arc::new(OnceLock::new());
+    let noted = unreadable.clone();
+    let body = ReaderStream::with_capacity(source, PIECE_BYTES).inspect(move |piece| match piece {
+        Ok(piece) => {
             counted.inc(piece.len() as u64);
             if Some(counted.position()) == total {
                 counted.set_message("waiting for the last receipts");
             }
         }
+        Err(error) => drop(noted.set(error.to_string())),
     });
     let mut query = vec![("replace", args.replace.to_string())];
     query.extend(args.code.map(|code| ("code", code.to_string())));
@@ -65,6 +73,9 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
     }
     let result = api.send(request).await;
     bar.finish_and_clear();
+    if let Some(why) = unreadable.get() {
+        bail!("cannot read {} to its end: {why}", args.file.display());
+    }
     let done: PutDone = result?.json().await?;
     context.print(&done, |done| {
         let size = super::show::bytes(done.blob.bytes);

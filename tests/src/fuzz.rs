@@ -1,0 +1,195 @@
+//! Fuzz targets, one a decoder of bytes that come from outside. Each takes any bytes and must not panic; where bytes decode, encoding
+//! the value gives the same bytes back.
+//!
+//! `tests/tests/decoders.rs` runs them on generated input in every test run; `make fuzz` runs them under libFuzzer.
+
+use std::str::FromStr;
+
+use serde::{Serialize, de::DeserializeOwned};
+use spare::catalog::{BlobEntry, Change};
+use spare::frames::{Hello, Request, Response, encode};
+use spare::home::{Identity, Ticket};
+use spare_market::ask::Ask;
+use spare_market::grant::{Authority, Grant};
+use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd};
+use spare_market::keys::Seed;
+use spare_market::placement::Placement;
+use spare_market::receipt::{ReadAnswer, Receipt};
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
+use spare_proofs::cipher::{Secret, SegmentKey, open_message, seal_message};
+use spare_proofs::encode::{from_bytes, to_bytes};
+use spare_proofs::geometry::Geometry;
+use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe};
+use spare_proofs::sumtree::{Sum, SumProof};
+use spare_proofs::tree::{Next, Opening, PAIR_BYTES, Root, Verifier};
+
+/// A target: its name and what it does with bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    ("hello", canonical::<Hello>),
+    ("request", canonical::<Request>),
+    ("response", canonical::<Response>),
+    ("signed", signed),
+    ("recipe", recipe),
+    ("index", index),
+    ("ticket", ticket),
+    ("opening", opening),
+    ("sum_proof", sum_proof),
+    ("stream", stream),
+    ("config", config),
+    ("seed", seed),
+];
+
+const NETWORK: NetworkId = NetworkId([1; 32]);
+
+/// The key under which the targets open sealed bytes.
+fn key() -> Secret {
+    Secret::new([3; 32])
+}
+
+fn canonical<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+    if let Ok(value) = from_bytes::<T>(bytes, 1 << 20) {
+        assert_eq!(to_bytes(&value), bytes, "only canonical bytes decode");
+    }
+}
+
+fn signed(bytes: &[u8]) {
+    let Ok(raw) = from_bytes::<SignedBytes>(bytes, 1 << 20) else { return };
+    let _ = raw.clone().check::<Ask>(NETWORK);
+    let _ = raw.clone().check::<Grant>(NETWORK);
+    let _ = raw.clone().check::<Receipt>(NETWORK);
+    let _ = raw.clone().check::<ReadAnswer>(NETWORK);
+    let _ = raw.clone().check::<IndexEntry>(NETWORK);
+    let _ = Authority::from_grant(raw.clone(), NETWORK, raw.signer, 0);
+    // What a valid signature would cover, as if it held.
+    canonical::<Ask>(&raw.bytes);
+    canonical::<Grant>(&raw.bytes);
+    canonical::<Receipt>(&raw.bytes);
+    canonical::<IndexEntry>(&raw.bytes);
+    if let Ok(Ask::V1(ask)) = from_bytes(&raw.bytes, 1 << 20) {
+        let _ = ask.check(u64::MAX / 2);
+    }
+}
+
+fn recipe(bytes: &[u8]) {
+    let _ = Recipe::open(&key(), bytes);
+    // Past the seal, as a client's own damaged recipe would be.
+    if let Ok(Recipe::V1(v1)) = Recipe::open(&key(), &seal_message(&key(), bytes)) {
+        let _ = v1.slices(0, v1.blob_bytes());
+        let _ = v1.stored_bytes();
+    }
+}
+
+fn index(bytes: &[u8]) {
+    canonical::<IndexEntry>(bytes);
+    canonical::<BlobEntry>(bytes);
+    canonical::<Vec<Change>>(bytes);
+    if let Ok(IndexEntry::V1(v1)) = from_bytes::<IndexEntry>(bytes, 1 << 20) {
+        let _ = LogEnd::default().extend(&v1, bytes);
+        let _ = open_message(&key(), &v1.body);
+    }
+    if let Ok(placement) = from_bytes::<Placement>(bytes, 1 << 20) {
+        let _ = placement.holders(0);
+    }
+}
+
+fn ticket(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(ticket) = Ticket::from_str(text)
+    {
+        assert_eq!(Ticket::from_str(&ticket.to_string()), Ok(ticket));
+    }
+    canonical::<Ticket>(bytes);
+}
+
+/// The first 16 bytes choose a place, the rest is the proof.
+fn opening(bytes: &[u8]) {
+    let Some((place, rest)) = bytes.split_first_chunk::<16>() else { return };
+    let number = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes"));
+    if let Ok(opening) = from_bytes::<Opening>(rest, 1 << 20) {
+        let _ = opening.verify(Root::from_bytes([1; 32]), number(&place[..8]), number(&place[8..]));
+    }
+}
+
+fn sum_proof(bytes: &[u8]) {
+    if let Ok((set, position, proof)) = from_bytes::<(Sum, u64, SumProof)>(bytes, 1 << 20) {
+        let _ = proof.verify(&set, position);
+    }
+}
+
+/// The first 24 bytes choose length and range, the rest is a verified stream.
+fn stream(bytes: &[u8]) {
+    let Some((place, mut rest)) = bytes.split_first_chunk::<24>() else { return };
+    let number = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes")) % (64 << 20);
+    let (len, start) = (number(&place[..8]), number(&place[8..16]));
+    let mut verifier = Verifier::new(Root::of(rest), len, start..start + number(&place[16..]));
+    while let Some(next) = verifier.expects() {
+        let want = match next {
+            Next::Pair => PAIR_BYTES,
+            Next::Group { len, .. } => len,
+        };
+        let Some((head, tail)) = rest.split_at_checked(want) else { return };
+        rest = tail;
+        let fine = match next {
+            Next::Pair => verifier.pair(head.try_into().expect("a pair's length")).is_ok(),
+            Next::Group { .. } => verifier.group(head).is_ok(),
+        };
+        if !fine {
+            return;
+        }
+    }
+}
+
+fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = spare::config::Size::from_str(text);
+    let _ = spare::config::Code::from_str(text);
+    let flags =
+        [("node.operator".to_owned(), text.to_owned()), ("network.peers".to_owned(), text.to_owned())];
+    let _ = spare::config::load(std::path::Path::new("/nonexistent/config.toml"), |_| None, &flags);
+}
+
+fn seed(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = Seed::from_words(text);
+    }
+}
+
+/// Good encodings to start from.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let identity = Identity::new(&Seed::from_entropy([1; 32]), NETWORK, Secret::new([2; 32]), 0);
+    let node_key = identity.node_key();
+    let root = Root::of(b"root");
+    let body = |frame: Vec<u8>| frame[4..].to_vec();
+    let receipt = Receipt::V1 { owner: identity.account, root, shard_bytes: 7, stored_s: 8 };
+    let receipt = Signed::new(receipt, NETWORK, &node_key).raw().clone();
+    let entry = IndexEntryV1 { seq: 1, base: 1, previous: [0; 32], body: seal_message(&key(), b"body") };
+    let geometry = Geometry::new(2, 1).expect("2+1 is a code");
+    let segment_key = SegmentKey::for_plaintext(&key(), 0, b"plaintext");
+    let segment = SegmentRecipe { key: segment_key, plaintext_bytes: 9, roots: vec![root; 3] };
+    let extents = vec![Extent { segment: 0, offset: 0, len: 9 }];
+    let recipe = Recipe::V1(RecipeV1 { geometry, segments: vec![segment], extents });
+    let tree = spare_proofs::tree::Tree::of(&[5; 3000]);
+    let opening = tree.open(1, &[5; 3000]).expect("the leaf exists");
+    let ticket = Ticket::V1 { network: NETWORK, peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
+    vec![
+        body(encode(&Hello::V1 { network: NETWORK, grant: Some(identity.grant.clone()) })),
+        body(encode(&Request::Read { root, start: 0, end: 300, nonce: [4; 16] })),
+        body(encode(&Request::Delete { roots: vec![root, root] })),
+        body(encode(&Response::Stored(receipt.clone()))),
+        body(encode(&Response::Asks { asks: vec![receipt.clone()], more: true })),
+        to_bytes(&receipt),
+        to_bytes(&identity.grant),
+        to_bytes(&IndexEntry::V1(entry)),
+        to_bytes(&recipe),
+        recipe.seal(&key()),
+        to_bytes(&Placement::new(&[vec![identity.account; 3]])),
+        [&[0; 16][..], &to_bytes(&opening)].concat(),
+        ticket.to_string().into_bytes(),
+        Seed::from_entropy([1; 32]).words().as_bytes().to_vec(),
+        b"10+20".to_vec(),
+        b"500GB".to_vec(),
+    ]
+}

@@ -1,0 +1,235 @@
+//! Providers and askers that break the rules, speaking the real protocol over real sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use spare::answer::Answerer;
+use spare::asks::AskBook;
+use spare::discover::Discovery;
+use spare::frames::{Hello, Refusal, RefusalCode, Request, Response, read_frame, write_frame};
+use spare::home::{Identity, Ticket};
+use spare::index_log::IndexLogs;
+use spare::meta::Meta;
+use spare::shards::Volume;
+use spare::transport::{Direct, Traffic, Wire};
+use spare::unix_now_s;
+use spare_market::ask::{Ask, AskV1};
+use spare_market::keys::Seed;
+use spare_market::receipt::Receipt;
+use spare_market::signed::{NetworkId, Signed};
+use spare_proofs::cipher::Secret;
+use spare_proofs::tree::Root;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// How a provider misbehaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misdeed {
+    /// Takes the first bytes of a shard, then neither reads nor answers.
+    Stall,
+    /// Closes the stream in the middle of a shard.
+    HangUp,
+    /// Offers terabytes and has no room.
+    LieAboutRoom,
+    /// Signs a receipt for other bytes than it got.
+    SignOtherRoot,
+    /// Stores honestly, and flips a bit in what it sends.
+    FlipBitOnRead,
+    /// Answers the hello for another network.
+    OtherNetwork,
+    /// Sends garbage instead of frames.
+    Garbage,
+}
+
+/// A provider in this process, with a signed ask that everyone hears of.
+pub struct HostileProvider {
+    /// Sessions that it was asked for.
+    pub sessions: Arc<AtomicUsize>,
+    /// Its node key in hex.
+    pub node: String,
+    _discovery: Discovery,
+    _dir: tempfile::TempDir,
+}
+
+/// The network and the peers of a ticket.
+///
+/// # Panics
+/// When it is no ticket.
+pub fn open_ticket(ticket: &str) -> (NetworkId, Vec<libp2p::Multiaddr>) {
+    let Ticket::V1 { network, peers } = ticket.parse().expect("a ticket");
+    (network, peers.iter().map(|p| p.parse().expect("tickets hold multiaddrs")).collect())
+}
+
+/// A fresh account and node key for `network`.
+pub fn stranger(network: NetworkId) -> Identity {
+    Identity::new(&Seed::from_entropy(rand::random()), network, Secret::new(rand::random()), unix_now_s())
+}
+
+/// A direct endpoint at 127.0.`subnet`.1 that speaks with `identity`'s node key.
+///
+/// # Panics
+/// When it cannot be bound.
+pub fn endpoint(identity: &Identity, subnet: u8) -> Arc<Direct> {
+    let addr = SocketAddr::from(([127, 0, subnet, 1], 0));
+    Arc::new(
+        Direct::bind(addr, identity.libp2p_keypair(), Arc::new(Traffic::default())).expect("a free port"),
+    )
+}
+
+impl HostileProvider {
+    /// Starts a provider at 127.0.`subnet`.1 in the network of `ticket`.
+    ///
+    /// # Panics
+    /// When it cannot start.
+    pub async fn start(ticket: &str, subnet: u8, misdeed: Misdeed) -> Self {
+        let (network, bootstrap) = open_ticket(ticket);
+        let identity = stranger(network);
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        let meta = Arc::new(Meta::open(&dir.path().join("meta")).expect("a store can be made"));
+        let book = Arc::new(AskBook::open(network, meta.clone(), unix_now_s()).expect("an empty book opens"));
+        let volume = Arc::new(
+            Volume::open(&dir.path().join("volume"), meta.clone(), 10 << 30).expect("a volume opens"),
+        );
+        let logs = Arc::new(IndexLogs::new(meta));
+        let honest = Answerer::new(
+            network,
+            identity.node_key(),
+            identity.grant.clone(),
+            Some(volume),
+            logs,
+            book.clone(),
+        );
+        let direct = endpoint(&identity, subnet);
+        let addr = direct.local_addr().expect("bound");
+        let discovery = spare::discover::start(
+            identity.libp2p_keypair(),
+            network,
+            [127, 0, subnet, 1].into(),
+            0,
+            bootstrap,
+            book,
+        )
+        .await
+        .expect("libp2p starts");
+        let publish = discovery.publish.clone();
+        let sessions = Arc::new(AtomicUsize::new(0));
+        let node = identity.node_key().public().to_string();
+        let shared = Arc::new((identity, honest));
+        let asking = shared.clone();
+        tokio::spawn(async move {
+            // Again and again, since a mesh takes a moment to form.
+            while publish.send(ask(&asking.0, addr).raw().clone()).await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        });
+        let counter = sessions.clone();
+        let serve = move |wire: Wire| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                let (identity, honest) = &*shared;
+                // Whatever ends a hostile session, it ends.
+                let _ = misbehave(wire, misdeed, identity, honest).await;
+            });
+        };
+        tokio::spawn(direct.accept(serve));
+        Self { sessions, node, _discovery: discovery, _dir: dir }
+    }
+}
+
+/// An ask that offers far more than anyone else, so that it is chosen first.
+fn ask(identity: &Identity, addr: SocketAddr) -> Signed<Ask> {
+    let now_s = unix_now_s();
+    let ask = AskV1 {
+        grant: identity.grant.clone(),
+        operator: format!("hostile at {}", addr.ip()),
+        direct: vec![addr],
+        libp2p: Vec::new(),
+        offered_bytes: 1 << 50,
+        free_bytes: 1 << 50,
+        made_s: now_s,
+        valid_until_s: now_s + 600,
+    };
+    Signed::new(Ask::V1(ask), identity.network, &identity.node_key())
+}
+
+async fn misbehave(
+    mut wire: Wire,
+    misdeed: Misdeed,
+    identity: &Identity,
+    honest: &Answerer,
+) -> anyhow::Result<()> {
+    match misdeed {
+        Misdeed::FlipBitOnRead => return flip_bits(wire, honest).await,
+        Misdeed::Garbage => {
+            wire.send.write_all(&[0x5a; 4096]).await?;
+            return Ok(wire.send.flush().await?);
+        }
+        _ => {}
+    }
+    let _: Hello = read_frame(&mut wire.recv).await?;
+    let network = if misdeed == Misdeed::OtherNetwork { NetworkId([0; 32]) } else { identity.network };
+    write_frame(&mut wire.send, &Hello::V1 { network, grant: None }).await?;
+    loop {
+        let request: Request = read_frame(&mut wire.recv).await?;
+        let Request::Store { shard_bytes } = request else {
+            let refusal = Refusal::new(RefusalCode::Busy, "not now");
+            write_frame(&mut wire.send, &Response::Refused(refusal)).await?;
+            continue;
+        };
+        if misdeed == Misdeed::LieAboutRoom {
+            write_frame(&mut wire.send, &Response::Refused(Refusal::new(RefusalCode::NoRoom, "full")))
+                .await?;
+            continue;
+        }
+        write_frame(&mut wire.send, &Response::Ready).await?;
+        let take = if misdeed == Misdeed::SignOtherRoot { shard_bytes } else { shard_bytes / 2 };
+        let mut bytes = vec![0; take as usize];
+        wire.recv.read_exact(&mut bytes).await?;
+        match misdeed {
+            Misdeed::Stall => std::future::pending().await,
+            Misdeed::SignOtherRoot => {
+                let receipt = Receipt::V1 {
+                    owner: identity.account,
+                    root: Root::of(b"other"),
+                    shard_bytes,
+                    stored_s: unix_now_s(),
+                };
+                let receipt = Signed::new(receipt, identity.network, &identity.node_key());
+                write_frame(&mut wire.send, &Response::Stored(receipt.raw().clone())).await?;
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Lets an honest provider answer, and flips a bit far into each long answer.
+async fn flip_bits(wire: Wire, honest: &Answerer) -> anyhow::Result<()> {
+    let (inner, outer) = tokio::io::duplex(1 << 20);
+    let (inner_recv, inner_send) = tokio::io::split(inner);
+    let (mut outer_recv, mut outer_send) = tokio::io::split(outer);
+    let mut inside =
+        Wire::new(inner_recv, inner_send, wire.peer, wire.remote_ip, &Arc::new(Traffic::default()));
+    let (mut recv, mut send) = (wire.recv, wire.send);
+    let tamper = async {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let read = outer_recv.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok::<(), std::io::Error>(());
+            }
+            // Frames and receipts are short; only shard bytes fill the buffer.
+            if read > 8192 {
+                buffer[read / 2] ^= 1;
+            }
+            send.write_all(&buffer[..read]).await?;
+            send.flush().await?;
+        }
+    };
+    tokio::select! {
+        () = honest.serve(&mut inside) => {}
+        _ = tokio::io::copy(&mut recv, &mut outer_send) => {}
+        _ = tamper => {}
+    }
+    Ok(())
+}

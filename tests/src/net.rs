@@ -1,0 +1,300 @@
+//! A network of real `spare` processes, each provider at 127.0.i.1, driven by the command line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long something that needs no outside help may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The built program, beside this test's own executable.
+pub fn program() -> PathBuf {
+    let here = std::env::current_exe().expect("a test has an executable");
+    let beside = |dir: &Path| Some(dir.join("spare")).filter(|p| p.is_file());
+    let found = here.ancestors().skip(1).take(2).find_map(beside);
+    found.expect("the program is built first: `make test` does, or `cargo build --release --workspace`")
+}
+
+/// Waits until `probe` gives a value.
+///
+/// # Panics
+/// When [`PATIENCE`] runs out; `what` says what was waited for.
+pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A node: its folder, and its process while it runs.
+pub struct Node {
+    /// The folder.
+    pub home: PathBuf,
+    child: Option<Child>,
+    /// Settings that give a restarted node the ports it had.
+    ports: Vec<String>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Node {
+    /// Sets up a node in `home` at address 127.0.`subnet`.1, with free ports.
+    ///
+    /// # Panics
+    /// When `spare init` fails.
+    pub fn init(home: PathBuf, subnet: u8, args: &[&str]) -> Self {
+        let node = Self { home, child: None, ports: Vec::new() };
+        let ip = format!("node.listen_ip=127.0.{subnet}.1");
+        let fixed = ["--set", &ip, "--set", "node.libp2p_port=0", "--set", "node.direct_port=0"];
+        let api = ["--set", "node.api_addr=127.0.0.1:0"];
+        node.ok(&[&["init"], &fixed[..], &api, args].concat());
+        node
+    }
+
+    /// A command of the program on this node's folder.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.arg("--home").arg(&self.home).arg("--json").args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Panics
+    /// When the program cannot be run.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the program runs")
+    }
+
+    /// Runs a command that succeeds, and returns what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ok(&self, args: &[&str]) -> Value {
+        let output = self.run(args);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "spare {args:?} failed: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("spare {args:?} printed no JSON ({e}): {text}"))
+    }
+
+    /// Runs a command that fails, and returns its error's code and message.
+    ///
+    /// # Panics
+    /// When it succeeds, or ends otherwise than with exit code 1 and an error in JSON.
+    pub fn fails(&self, args: &[&str]) -> (String, String) {
+        let output = self.run(args);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "spare {args:?}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let error: Value = serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("spare {args:?} printed no JSON ({e}): {text}"));
+        let field =
+            |name: &str| error["error"][name].as_str().expect("errors have a code and a message").to_owned();
+        (field("code"), field("message"))
+    }
+
+    /// Starts the node and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn start(&mut self) -> &mut Self {
+        let mut command = self.command(&["serve"]);
+        command.args(self.ports.iter().flat_map(|setting| ["--set", setting]));
+        self.start_by(command)
+    }
+
+    /// Starts the node by a command of the caller's, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn start_by(&mut self, mut command: Command) -> &mut Self {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .expect("a log can be written");
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
+        wait_for("a started node", || self.run(&["status"]).status.success().then_some(()));
+        let status = self.status();
+        let port = |text: &str, split: char, field: usize| {
+            text.split(split).nth(field).expect("addresses have ports").to_owned()
+        };
+        let direct = port(status["direct"][0].as_str().expect("a node listens"), ':', 1);
+        let libp2p = port(status["libp2p"][0].as_str().expect("a node listens"), '/', 4);
+        self.ports = vec![format!("node.direct_port={direct}"), format!("node.libp2p_port={libp2p}")];
+        self
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.home.with_extension("log")
+    }
+
+    /// What the node has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The process id while the node runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Ends the node's process with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            // The process could not take its address back.
+            let _ = std::fs::remove_file(self.home.join("api.addr"));
+        }
+    }
+
+    /// Base URL of the node's API, and its token.
+    ///
+    /// # Panics
+    /// When the node does not run.
+    pub fn api(&self) -> (String, String) {
+        let read =
+            |name: &str| std::fs::read_to_string(self.home.join(name)).expect("a running node has this file");
+        (format!("http://{}/v1", read("api.addr").trim()), read("api.token").trim().to_owned())
+    }
+
+    /// The node's status.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn status(&self) -> Value {
+        self.ok(&["status"])
+    }
+}
+
+/// A running network: providers and a client that knows them all.
+pub struct Net {
+    /// Where all folders are.
+    pub dir: tempfile::TempDir,
+    /// The providers. The first is the one through which the others joined.
+    pub providers: Vec<Node>,
+    /// The client.
+    pub client: Node,
+    /// The line with which further nodes join.
+    pub ticket: String,
+}
+
+impl Net {
+    /// Starts `providers` providers and a client.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn start(providers: u8) -> Self {
+        Self::start_with(providers, "10GB", &[])
+    }
+
+    /// Starts `providers` providers that offer `room` each, and a client that is set up with `client_args`.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn start_with(providers: u8, room: &str, client_args: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a folder can be made"), providers, room, client_args)
+    }
+
+    /// As [`Self::start_with`], in a folder of the caller's.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn start_in(dir: tempfile::TempDir, providers: u8, room: &str, client_args: &[&str]) -> Self {
+        let path = |name: &str| dir.path().join(name);
+        let mut first = Node::init(path("provider-1"), 1, &["--provide", room]);
+        first.start();
+        let ticket = first.ok(&["ticket"])["ticket"].as_str().expect("a ticket is text").to_owned();
+        let mut all = vec![first];
+        for i in 2..=providers {
+            let mut node =
+                Node::init(path(&format!("provider-{i}")), i, &["--provide", room, "--join", &ticket]);
+            node.start();
+            all.push(node);
+        }
+        let mut client = Node::init(path("client"), 200, &[&["--join", &ticket], client_args].concat());
+        client.start();
+        let net = Self { dir, providers: all, client, ticket };
+        net.wait_for_providers(providers.into());
+        net
+    }
+
+    /// Waits until the client knows `count` providers.
+    ///
+    /// # Panics
+    /// When it does not come to.
+    pub fn wait_for_providers(&self, count: usize) {
+        wait_for("the client to know all providers", || {
+            (self.client.ok(&["asks"]).as_array().map_or(0, Vec::len) >= count).then_some(())
+        });
+    }
+
+    /// A file of `bytes` bytes that do not compress, different for each `seed`.
+    ///
+    /// # Panics
+    /// When the disk is full.
+    pub fn file(&self, name: &str, bytes: u64, seed: u8) -> PathBuf {
+        let path = self.dir.path().join(name);
+        let mut out = std::io::BufWriter::new(std::fs::File::create(&path).expect("a file can be written"));
+        write_random(&mut out, bytes, seed).expect("a file can be written");
+        path
+    }
+
+    /// Reads a blob back through the client and returns it.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let copy = self.dir.path().join("copy");
+        self.client.ok(&["get", name, "-o", copy.to_str().expect("paths are UTF-8"), "--force"]);
+        std::fs::read(copy).expect("the copy is there")
+    }
+
+    /// Files of all shards that provider `i` holds.
+    ///
+    /// # Panics
+    /// When its folder cannot be read.
+    pub fn shard_files(&self, i: usize) -> Vec<PathBuf> {
+        let shards = self.providers[i].home.join("volume/shards");
+        let folders = std::fs::read_dir(shards).expect("a provider has shards");
+        let files = folders.flat_map(|f| std::fs::read_dir(f.expect("readable").path()).expect("readable"));
+        files.map(|f| f.expect("readable").path()).collect()
+    }
+}
+
+/// Writes `bytes` pseudo-random bytes.
+///
+/// # Errors
+/// When `out` fails.
+pub fn write_random(out: &mut impl std::io::Write, bytes: u64, seed: u8) -> std::io::Result<()> {
+    let mut stream = blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof();
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let take = left.min(buffer.len() as u64) as usize;
+        stream.fill(&mut buffer[..take]);
+        out.write_all(&buffer[..take])?;
+        left -= take as u64;
+    }
+    out.flush()
+}

@@ -1,0 +1,172 @@
+//! What users get wrong, and what machines run out of: a clear error each time, and nothing lost.
+
+use std::process::Command;
+
+use serde_json::Value;
+use spare_tests::net::{Net, Node, program};
+
+#[test]
+fn every_mistake_has_its_own_words() {
+    let net = Net::start(3);
+    let client = &net.client;
+    let file = net.file("source", 1000, 1);
+    let file = file.to_str().unwrap();
+    let says = |args: &[&str], words: &str| {
+        let (code, message) = client.fails(args);
+        assert!(message.contains(words), "spare {args:?}: {message}");
+        code
+    };
+    says(&["put", "/nonexistent/file"], "cannot read /nonexistent/file");
+    says(&["put", "/tmp"], "is a folder; pack it first");
+    says(&["put", "-"], "--name");
+    // A file that opens and cannot be read.
+    says(&["put", "/proc/self/mem", "--code", "2+1"], "cannot read /proc/self/mem to its end");
+    assert_eq!(says(&["put", file, "--name", "a\nb"], "cannot be a blob's name"), "bad_name");
+    assert_eq!(says(&["put", file, "--name", ".."], "cannot be a blob's name"), "bad_name");
+    assert_eq!(says(&["put", file, "--name", &"x".repeat(1025)], "cannot be a blob's name"), "bad_name");
+    let needs_four = "4 providers in distinct failure domains are needed, 3 were found";
+    assert_eq!(says(&["put", file, "--code", "2+2"], needs_four), "too_few_providers");
+    assert_eq!(
+        says(&["get", "nothing"], "there is no blob named 'nothing'; `spare ls` lists them"),
+        "no_such_blob"
+    );
+    client.ok(&["put", file, "--name", "a", "--code", "2+1"]);
+    let target = net.dir.path().join("there");
+    std::fs::write(&target, "mine").unwrap();
+    says(&["get", "a", "-o", target.to_str().unwrap()], "exists; add --force");
+    assert_eq!(std::fs::read(&target).unwrap(), b"mine");
+    says(&["get", "a", "-o", "/tmp"], "is a folder");
+    says(&["init"], "there already is a node");
+    assert_eq!(client.run(&["put", file, "--code", "4+0"]).status.code(), Some(2), "used wrongly");
+    assert_eq!(client.run(&["no-such-command"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
+    let net = Net::start(1);
+    let (url, token) = net.client.api();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let code = async |request: reqwest::RequestBuilder| {
+            let response = request.send().await.unwrap();
+            let status = response.status().as_u16();
+            let body: Value = response.json().await.unwrap();
+            (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
+        };
+        let unauthorized = (401, "unauthorized".to_owned());
+        for path in ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a"] {
+            assert_eq!(code(http.get(format!("{url}/{path}"))).await, unauthorized, "{path} without a token");
+            assert_eq!(
+                code(http.get(format!("{url}/{path}")).bearer_auth("wrong")).await,
+                unauthorized,
+                "{path}"
+            );
+        }
+        assert_eq!(code(http.put(format!("{url}/blobs/a")).bearer_auth("").body("x")).await, unauthorized);
+        let with_token = |path: &str| http.put(format!("{url}/{path}")).bearer_auth(&token).body("x");
+        assert_eq!(code(with_token("no")).await, (404, "no_such_route".into()));
+        assert_eq!(code(with_token("blobs/a?code=9")).await, (400, "bad_code".into()));
+        let document: Value =
+            http.get(format!("{url}/openapi.json")).send().await.unwrap().json().await.unwrap();
+        let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+        let routes = ["asks", "blobs", "blobs/{name}", "recover", "stat/{name}", "status", "transfers"];
+        assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
+    });
+    std::fs::write(net.client.home.join("api.token"), "wrong").unwrap();
+    assert_eq!(net.client.fails(&["ls"]).0, "unauthorized");
+}
+
+#[test]
+fn a_folder_belongs_to_one_node_and_a_node_may_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = Command::new(program()).args(["--home", "/nonexistent", "ls"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("run `spare init` first"));
+    let mut node = Node::init(dir.path().join("node"), 1, &[]);
+    let (code, message) = node.fails(&["ls"]);
+    assert_eq!(code, "no_node");
+    assert!(message.contains("start it with `spare serve`"), "{message}");
+    node.start();
+    let (_, message) = node.fails(&["serve"]);
+    assert!(message.contains("another `spare serve` is running"), "{message}");
+    assert!(node.run(&["status"]).status.success(), "the first one goes on");
+    node.kill();
+    node.start();
+}
+
+#[test]
+fn settings_seeds_and_tickets_are_checked_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("node");
+    let init = |args: &[&str]| {
+        let output =
+            Command::new(program()).arg("--home").arg(&home).arg("init").args(args).output().unwrap();
+        assert!(!output.status.success(), "init {args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(init(&["--join", "spare1nonsense"]).contains("not a ticket"));
+    assert!(init(&["--provide", "much"]).contains("not a size"));
+    assert!(init(&["--set", "node.colour=red"]).contains("'node.colour', which is not a setting"));
+    assert!(init(&["--set", "client.code=1"]).contains("not a code"));
+    let words = dir.path().join("words");
+    std::fs::write(&words, "abandon ".repeat(24)).unwrap();
+    assert!(init(&["--seed-file", words.to_str().unwrap()]).contains("not a seed"));
+    assert!(init(&["--seed-file", "/nonexistent"]).contains("cannot read the seed"));
+    assert!(!home.exists());
+
+    let node = Node::init(home, 1, &[]);
+    std::fs::write(node.home.join("config.toml"), "[node]\nlisten_pi = \"::1\"\n").unwrap();
+    assert!(node.fails(&["serve"]).1.contains("'node.listen_pi', which is not a setting"));
+    std::fs::write(node.home.join("config.toml"), "[provide]\nsize = \"7GB\"\n").unwrap();
+    let shown =
+        node.command(&["config", "show", "--origin"]).env("SPARE_NODE_OPERATOR", "ann").output().unwrap();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["node.operator"]["origin"], "$SPARE_NODE_OPERATOR");
+    assert!(shown["provide.size"]["origin"].as_str().unwrap().ends_with("config.toml"));
+}
+
+#[test]
+fn a_full_disk_refuses_further_shards_and_keeps_those_it_has() {
+    let mut net = Net::start(2);
+    // A provider on a disk of 40 MB that offers 10 GB, in a mount namespace of its own.
+    let mut small =
+        Node::init(net.dir.path().join("small"), 3, &["--provide", "10GB", "--join", &net.ticket]);
+    let volume = small.home.join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let mount = format!("mount -t tmpfs -o size=40m tmpfs '{}'", volume.display());
+    let serve = format!("exec '{}' --home '{}' serve", program().display(), small.home.display());
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &format!("{mount} && {serve}")]);
+    small.start_by(command);
+    net.providers.push(small);
+    net.wait_for_providers(3);
+    let fits = net.file("fits", 20 << 20, 1);
+    net.client.ok(&["put", fits.to_str().unwrap(), "--name", "fits", "--code", "2+1"]);
+    let large = net.file("large", 200 << 20, 2);
+    let (code, message) =
+        net.client.fails(&["put", large.to_str().unwrap(), "--name", "large", "--code", "2+1"]);
+    assert_eq!(code, "too_few_providers");
+    assert!(message.contains("no room") || message.contains("without room"), "{message}");
+    assert!(net.read("fits") == std::fs::read(&fits).unwrap());
+    let free = net.providers[2].status()["provider"]["free_bytes"].as_u64().unwrap();
+    assert!(free < 40 << 20, "{free} bytes are said to be free");
+}
+
+#[test]
+fn the_demo_holds_and_fails_when_one_provider_too_many_is_killed() {
+    let demo = |kill: &str| {
+        let output = Command::new(program()).args(["--json", "demo", "--kill", kill]).output().unwrap();
+        let mut documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+        let report = documents.next().unwrap().unwrap();
+        let error = documents.next().map(|d| d.unwrap()["error"]["message"].to_string()).unwrap_or_default();
+        (output.status.success(), report, error)
+    };
+    let (success, report, error) = demo("7");
+    assert!(success, "{error}");
+    assert_eq!(report["held"], true);
+    assert_eq!(report["steps"].as_array().unwrap().len(), 9);
+    let (success, report, error) = demo("8");
+    assert!(!success);
+    assert_eq!(report["held"], false);
+    assert!(error.contains("only 3 of the 4 shards needed could be fetched"), "{error}");
+}

@@ -1,0 +1,263 @@
+//! Hostile peers on both sides of `spare/1`: nothing is lost, nobody panics, and honest work goes on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use spare::frames::{Hello, RefusalCode, Request, Response, encode, read_frame, write_frame};
+use spare::home::Identity;
+use spare::limits::{DELETE_MAX_ROOTS, FRAME_MAX_BYTES, SESSIONS_PER_PEER_MAX, SHARD_MAX_BYTES};
+use spare::transport::{Direct, Wire};
+use spare_market::keys::PublicKey;
+use spare_market::signed::{NetworkId, SignedBytes};
+use spare_proofs::tree::Root;
+use spare_tests::hostile::{HostileProvider, Misdeed, endpoint, open_ticket, stranger};
+use spare_tests::net::{Net, PATIENCE, wait_for};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+async fn start(providers: u8) -> Net {
+    tokio::task::spawn_blocking(move || Net::start(providers)).await.unwrap()
+}
+
+/// A put must go round a provider that breaks the rules.
+async fn put_goes_round(misdeed: Misdeed) {
+    let net = start(4).await;
+    let bad = HostileProvider::start(&net.ticket, 50, misdeed).await;
+    tokio::task::spawn_blocking(move || {
+        net.wait_for_providers(5);
+        let file = net.file("source", 5 << 20, 1);
+        // Weighted by room, the hostile one is almost surely among the first four.
+        for name in ["a", "b"] {
+            let done = net.client.ok(&["put", file.to_str().unwrap(), "--name", name, "--code", "2+2"]);
+            assert_eq!(done["shards_sent"], 4);
+            let stat = net.client.ok(&["stat", name]);
+            let holders = stat["providers"].as_array().unwrap();
+            assert!(holders.iter().all(|p| p["node"] != bad.node.as_str()), "{misdeed:?}: {stat}");
+            assert!(net.read(name) == std::fs::read(&file).unwrap());
+        }
+        assert!(bad.sessions.load(Ordering::Relaxed) > 0, "the hostile provider was tried");
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_goes_round_a_provider_that_stalls() {
+    put_goes_round(Misdeed::Stall).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_goes_round_a_provider_that_hangs_up() {
+    put_goes_round(Misdeed::HangUp).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_goes_round_a_provider_that_lies_about_room() {
+    put_goes_round(Misdeed::LieAboutRoom).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_goes_round_a_provider_that_signs_another_root() {
+    put_goes_round(Misdeed::SignOtherRoot).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_goes_round_a_provider_of_another_network() {
+    put_goes_round(Misdeed::OtherNetwork).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_goes_round_a_provider_that_sends_garbage() {
+    put_goes_round(Misdeed::Garbage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_on_the_way_never_reaches_the_reader() {
+    let net = start(3).await;
+    let bad = HostileProvider::start(&net.ticket, 50, Misdeed::FlipBitOnRead).await;
+    tokio::task::spawn_blocking(move || {
+        net.wait_for_providers(4);
+        let file = net.file("source", 30 << 20, 1);
+        net.client.ok(&["put", file.to_str().unwrap(), "--name", "a", "--code", "2+2"]);
+        for _ in 0..3 {
+            assert!(net.read("a") == std::fs::read(&file).unwrap());
+        }
+        let stat = net.client.ok(&["stat", "a"]);
+        assert!(
+            stat["providers"].as_array().unwrap().iter().any(|p| p["node"] == bad.node.as_str()),
+            "it stored"
+        );
+    })
+    .await
+    .unwrap();
+}
+
+/// The first provider's node key and address.
+fn provider_of(net: &Net) -> (PublicKey, SocketAddr) {
+    let asks = net.client.ok(&["asks"]);
+    let node = data_encoding::HEXLOWER.decode(asks[0]["node"].as_str().unwrap().as_bytes()).unwrap();
+    (PublicKey::Ed25519(node.try_into().unwrap()), asks[0]["direct"][0].as_str().unwrap().parse().unwrap())
+}
+
+/// A stranger with a stream to the first provider. The endpoint has to live as long as the stream.
+struct Stranger {
+    wire: Wire,
+    me: Identity,
+    _endpoint: Arc<Direct>,
+}
+
+impl Stranger {
+    async fn arrive(net: &Net, subnet: u8) -> Self {
+        let (node, addr) = provider_of(net);
+        let me = stranger(open_ticket(&net.ticket).0);
+        let endpoint = endpoint(&me, subnet);
+        Self { wire: endpoint.open(&node, addr).await.unwrap(), me, _endpoint: endpoint }
+    }
+
+    async fn greeted(net: &Net, subnet: u8) -> Self {
+        let mut stranger = Self::arrive(net, subnet).await;
+        let (network, grant) = (stranger.me.network, stranger.me.grant.clone());
+        stranger.greet(network, Some(grant)).await;
+        stranger
+    }
+
+    async fn greet(&mut self, network: NetworkId, grant: Option<SignedBytes>) {
+        write_frame(&mut self.wire.send, &Hello::V1 { network, grant }).await.unwrap();
+        let _: Hello = read_frame(&mut self.wire.recv).await.unwrap();
+    }
+
+    async fn ask(&mut self, request: Request) -> Response {
+        write_frame(&mut self.wire.send, &request).await.unwrap();
+        read_frame(&mut self.wire.recv).await.unwrap()
+    }
+
+    async fn refused(&mut self, request: Request) -> RefusalCode {
+        code(self.ask(request).await)
+    }
+
+    /// Whether the provider ends the stream, whatever it says before.
+    async fn is_hung_up_on(&mut self) -> bool {
+        let mut rest = Vec::new();
+        let reading = self.wire.recv.read_to_end(&mut rest);
+        tokio::time::timeout(PATIENCE, reading).await.is_ok()
+    }
+}
+
+fn code(response: Response) -> RefusalCode {
+    match response {
+        Response::Refused(refusal) => refusal.code,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn read(start: u64, end: u64) -> Request {
+    Request::Read { root: Root::of(b"x"), start, end, nonce: [0; 16] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_request_is_refused_by_its_code_and_the_session_goes_on() {
+    let net = start(1).await;
+    let mut s = Stranger::greeted(&net, 60).await;
+    assert_eq!(s.refused(read(0, 1)).await, RefusalCode::NotHere);
+    for shard_bytes in [0, SHARD_MAX_BYTES + 1, u64::MAX] {
+        assert_eq!(s.refused(Request::Store { shard_bytes }).await, RefusalCode::TooLarge);
+    }
+    let roots = vec![Root::of(b"x"); DELETE_MAX_ROOTS + 1];
+    assert_eq!(s.refused(Request::Delete { roots: roots.clone() }).await, RefusalCode::TooLarge);
+    assert_eq!(s.refused(Request::Holds { roots }).await, RefusalCode::TooLarge);
+    assert_eq!(s.refused(Request::IndexRead { seq: 1 }).await, RefusalCode::NotHere);
+    assert_eq!(s.refused(Request::IndexAppend { len: u32::MAX }).await, RefusalCode::TooLarge);
+    assert_eq!(s.ask(Request::IndexAppend { len: 3 }).await, Response::Ready);
+    s.wire.send.write_all(&[1, 2, 3]).await.unwrap();
+    assert_eq!(code(read_frame(&mut s.wire.recv).await.unwrap()), RefusalCode::BadIndexEntry);
+
+    // A stored shard, asked for outside its bounds, and by another account.
+    assert_eq!(s.ask(Request::Store { shard_bytes: 1 }).await, Response::Ready);
+    s.wire.send.write_all(b"x").await.unwrap();
+    assert!(matches!(read_frame(&mut s.wire.recv).await.unwrap(), Response::Stored(_)));
+    for (start, end) in [(0, 2), (1, 1), (5, 2), (0, u64::MAX)] {
+        assert_eq!(s.refused(read(start, end)).await, RefusalCode::BadRange);
+    }
+    let mut other = Stranger::greeted(&net, 61).await;
+    assert_eq!(other.refused(read(0, 1)).await, RefusalCode::NotHere, "another account's shard");
+    let delete = Request::Delete { roots: vec![Root::of(b"x")] };
+    assert_eq!(other.ask(delete).await, Response::Deleted { shards: 0, freed_bytes: 0 });
+    assert_eq!(s.ask(read(0, 1)).await, Response::Reading { shard_bytes: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authority_comes_from_a_grant_to_this_node_key_in_this_network() {
+    let net = start(1).await;
+    let mut s = Stranger::arrive(&net, 62).await;
+    s.greet(s.me.network, None).await;
+    assert!(matches!(s.ask(Request::Asks { skip: 0 }).await, Response::Asks { .. }), "asks are for everyone");
+    assert_eq!(s.refused(Request::Store { shard_bytes: 1 }).await, RefusalCode::NoAuthority);
+    assert_eq!(s.refused(Request::IndexEnd).await, RefusalCode::NoAuthority);
+    let stolen = s.me.grant.clone();
+    let mut s = Stranger::arrive(&net, 63).await;
+    s.greet(s.me.network, Some(stolen)).await;
+    assert!(s.is_hung_up_on().await, "a stolen grant");
+    let mut s = Stranger::arrive(&net, 64).await;
+    s.greet(NetworkId([7; 32]), Some(s.me.grant.clone())).await;
+    assert!(s.is_hung_up_on().await, "another network");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_and_oversized_frames_end_a_session_and_nothing_else() {
+    let net = start(1).await;
+    let good = encode(&read(0, 1));
+    let mut long_frame = ((FRAME_MAX_BYTES + 1) as u32).to_le_bytes().to_vec();
+    long_frame.extend_from_slice(&[0; 100]);
+    let mut unknown_variant = good.clone();
+    unknown_variant[4] = 99;
+    let mut trailing = good;
+    trailing[0] += 1;
+    trailing.push(0);
+    let no_such_length = u32::MAX.to_le_bytes().to_vec();
+    let bad =
+        [long_frame, no_such_length, unknown_variant, trailing, vec![1, 0, 0, 0, 0xff], vec![0, 0, 0, 0]];
+    for (i, bytes) in bad.iter().enumerate() {
+        for greeted in [false, true] {
+            let mut s =
+                if greeted { Stranger::greeted(&net, 70).await } else { Stranger::arrive(&net, 70).await };
+            s.wire.send.write_all(bytes).await.unwrap();
+            s.wire.send.flush().await.unwrap();
+            assert!(s.is_hung_up_on().await, "bad frame {i}, greeted: {greeted}");
+        }
+    }
+    // A shard cut short leaves nothing behind.
+    let mut s = Stranger::greeted(&net, 71).await;
+    assert_eq!(s.ask(Request::Store { shard_bytes: 1 << 20 }).await, Response::Ready);
+    s.wire.send.write_all(&[0; 1000]).await.unwrap();
+    s.wire.send.shutdown().await.unwrap();
+    assert!(s.is_hung_up_on().await);
+    let incoming = net.providers[0].home.join("volume/incoming");
+    wait_for("the unfinished shard to go away", || {
+        (std::fs::read_dir(&incoming).unwrap().count() == 0).then_some(())
+    });
+    assert_eq!(net.providers[0].log().matches("panicked").count(), 0);
+    assert!(net.providers[0].run(&["status"]).status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_gets_its_share_of_sessions_and_no_more() {
+    let net = start(1).await;
+    let (node, addr) = provider_of(&net);
+    let me = stranger(open_ticket(&net.ticket).0);
+    // One node key from several endpoints, since each connection has its own bound on streams.
+    let endpoints: Vec<Arc<Direct>> = (0..5).map(|i| endpoint(&me, 80 + i)).collect();
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for i in 0..SESSIONS_PER_PEER_MAX + 8 {
+        let mut wire = endpoints[i / 16].open(&node, addr).await.unwrap();
+        let hello = Hello::V1 { network: me.network, grant: Some(me.grant.clone()) };
+        let sent = write_frame(&mut wire.send, &hello).await.is_ok();
+        match read_frame::<Hello>(&mut wire.recv).await {
+            Ok(_) if sent => open.push(wire),
+            _ => refused += 1,
+        }
+    }
+    assert_eq!((open.len(), refused), (SESSIONS_PER_PEER_MAX, 8));
+    // Others are served all the while.
+    Stranger::greeted(&net, 90).await;
+}
