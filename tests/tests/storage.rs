@@ -1,5 +1,7 @@
 //! Putting, getting, losing, resuming and recovering, over real processes.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::path::Path;
 
 use serde_json::Value;

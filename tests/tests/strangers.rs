@@ -1,5 +1,7 @@
 //! Hostile peers on both sides of `spare/1`: nothing is lost, nobody panics, and honest work goes on.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
