@@ -13,7 +13,7 @@
 //! | the client's work | [`put`], [`get`], [`recover`], [`catalog`], [`client`] |
 //! | the provider's work | [`answer`], [`shards`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
-//! | underneath | [`meta`], [`index_log`], [`limits`] |
+//! | underneath | [`meta`], [`index_log`], [`direct_io`], [`limits`] |
 
 pub mod answer;
 pub mod api;
@@ -23,6 +23,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod direct_io;
 pub mod discover;
 pub mod frames;
 pub mod get;

@@ -462,7 +462,8 @@ async fn read_segment(
     source: &mut (impl AsyncRead + Unpin),
     segment_bytes: usize,
 ) -> std::io::Result<Vec<u8>> {
-    let mut plaintext = Vec::new();
+    // Only what is read takes memory; growing step by step would copy it.
+    let mut plaintext = Vec::with_capacity(segment_bytes);
     (&mut *source).take(segment_bytes as u64).read_to_end(&mut plaintext).await?;
     Ok(plaintext)
 }

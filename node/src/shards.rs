@@ -12,7 +12,7 @@
 //! **Used room** is what `du` counts for the volume: allocated blocks of files and folders, not lengths.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use spare_market::keys::PublicKey;
 use spare_proofs::tree::{GROUP_BYTES, Root, Tree, TreeHasher};
 
+use crate::direct_io::DirectWriter;
 use crate::limits::DISK_MARGIN_BYTES;
 use crate::meta::{Batch, Meta, MetaError, Table};
 
@@ -187,7 +188,7 @@ impl Volume {
         }
         let number = self.next_incoming.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("incoming").join(number.to_string());
-        let file = File::create_new(&path)?;
+        let file = DirectWriter::create_new(&path, shard_bytes + hashes_bytes)?;
         Ok(Incoming {
             file,
             path: TemporaryPath(path),
@@ -274,9 +275,17 @@ impl Drop for TemporaryPath {
     }
 }
 
+/// A full disk is lack of room, whatever else happens is a failure.
+fn full_or(error: io::Error, needed_bytes: u64) -> ShardError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => ShardError::NoRoom { needed_bytes, free_bytes: 0 },
+        _ => ShardError::Io(error),
+    }
+}
+
 /// A shard under way. Dropping it undoes everything.
 pub struct Incoming {
-    file: File,
+    file: DirectWriter,
     path: TemporaryPath,
     hasher: TreeHasher,
     shard_bytes: u64,
@@ -292,15 +301,8 @@ impl Incoming {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
         self.hasher.update(bytes);
         self.written_bytes += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|e| self.full_or(e))
-    }
-
-    fn full_or(&self, error: io::Error) -> ShardError {
-        if error.kind() == io::ErrorKind::StorageFull {
-            ShardError::NoRoom { needed_bytes: self.reservation.bytes, free_bytes: 0 }
-        } else {
-            ShardError::Io(error)
-        }
+        let written = self.file.write(bytes);
+        written.map_err(|e| full_or(e, self.reservation.bytes))
     }
 
     /// Makes the shard durable and returns its root. Blocks.
@@ -314,15 +316,16 @@ impl Incoming {
         assert_eq!(self.written_bytes, self.shard_bytes, "a shard is written whole");
         let tree = std::mem::take(&mut self.hasher).finalize();
         let hashes: Vec<u8> = tree.groups().iter().flatten().copied().collect();
-        self.file.write_all(&hashes).map_err(|e| self.full_or(e))?;
-        self.file.sync_all().map_err(|e| self.full_or(e))?;
+        let full_or = |e| full_or(e, self.reservation.bytes);
+        self.file.write(&hashes).map_err(full_or)?;
+        let file = self.file.finish().map_err(full_or)?;
         let root = tree.root();
         let volume = self.reservation.volume.clone();
         let key = key(owner, &root);
         if volume.meta.get::<ShardRecord>(Table::Shards, &key)?.is_some() {
             return Ok(root);
         }
-        let file_disk_bytes = disk_bytes(&self.file.metadata()?);
+        let file_disk_bytes = disk_bytes(&file.metadata()?);
         let name = file_name(owner, &root);
         volume.meta.note(Batch::default().put(Table::Pending, name.as_bytes(), &key))?;
         let path = volume.path(owner, &root);
