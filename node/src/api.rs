@@ -3,9 +3,11 @@
 //! Errors have one shape, `{"error": {"code": "...", "message": "..."}}`, and codes are stable. Bodies stream in both directions.
 //! The OpenAPI document at `/v1/openapi.json` is generated from the handlers.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,6 +17,9 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
+use spare_market::keys::PublicKey;
+use spare_proofs::recipe::RecipeV1;
+use spare_proofs::tree::Root;
 use tokio_util::io::StreamReader;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -24,7 +29,7 @@ use crate::catalog::BlobEntry;
 use crate::client::TransferState;
 use crate::config::Code;
 use crate::get::{GetError, Reader};
-use crate::limits::{GETS_MAX, PUTS_MAX};
+use crate::limits::{DELETE_MAX_ROOTS, GETS_MAX, PUTS_MAX};
 use crate::node::Node;
 use crate::put::{PutError, PutOptions};
 use crate::recover::{RecoverError, Recovered};
@@ -47,6 +52,9 @@ impl utoipa::Modify for BearerToken {
         openapi.components.get_or_insert_default().add_security_scheme("token", scheme);
     }
 }
+
+/// How long the rest of a refused upload is read and dropped.
+const DRAIN_FOR: Duration = Duration::from_secs(30);
 
 /// An error, as every route reports it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -219,7 +227,8 @@ pub struct BlobStat {
     /// For each segment, its shards in order; left out unless asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<Vec<ShardInfo>>,
-    /// Shards that may be lost before data is, as far as asks tell: the worst segment counts. Negative when data is lost.
+    /// Shards that may be lost before data is, by what providers say just now: the worst segment counts. Negative when too few are
+    /// there to read the blob.
     pub shards_to_spare: i64,
 }
 
@@ -246,9 +255,9 @@ pub struct HolderInfo {
     pub node: String,
     /// Its operator's name, if its ask is known.
     pub operator: Option<String>,
-    /// Whether its ask holds and it did not fail lately.
+    /// Whether it answered just now.
     pub up: bool,
-    /// Shards of this blob that it holds.
+    /// Shards of this blob that it says it holds.
     pub shards: usize,
 }
 
@@ -309,8 +318,17 @@ async fn put_blob(
     }
     let listed = node.client.list("put", &name);
     let options = PutOptions { name: name.clone(), geometry: code.0, replace: query.replace };
-    let source = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-    let entry = crate::put::put(&node.client, options, source, listed.transfer.clone()).await?;
+    let mut source = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+    let entry = match crate::put::put(&node.client, options, &mut source, listed.transfer.clone()).await {
+        Ok(entry) => entry,
+        Err(error) => {
+            // A client that is still sending would miss the answer if its connection were closed under it.
+            tokio::spawn(tokio::time::timeout(DRAIN_FOR, async move {
+                tokio::io::copy(&mut source, &mut tokio::io::sink()).await
+            }));
+            return Err(error.into());
+        }
+    };
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let done = PutDone {
         blob: info(&name, &entry),
@@ -412,7 +430,32 @@ async fn delete_blob(State(node): Shared, Path(name): Path<String>) -> Result<St
     if removed { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::no_blob(&name)) }
 }
 
-/// Says how a blob is stored.
+/// Asks each provider of a blob which of its shards it holds. Those that do not answer are left out.
+async fn held_shards(node: &Node, recipe: &RecipeV1, entry: &BlobEntry) -> HashMap<PublicKey, HashSet<Root>> {
+    let mut assigned: HashMap<PublicKey, Vec<Root>> = HashMap::new();
+    for (s, segment) in recipe.segments.iter().enumerate() {
+        for (key, root) in entry.placement.holders(s).into_iter().zip(&segment.roots) {
+            assigned.entry(key).or_default().push(*root);
+        }
+    }
+    let checks = assigned.into_iter().map(|(key, roots)| async move {
+        let mut held = HashSet::new();
+        for part in roots.chunks(DELETE_MAX_ROOTS) {
+            let asked = part.to_vec();
+            let answer = node
+                .client
+                .peers
+                .with_session(&key, async |session| session.holds(asked).await)
+                .await
+                .ok()?;
+            held.extend(part.iter().zip(answer).filter(|(_, held)| *held).map(|(root, _)| *root));
+        }
+        Some((key, held))
+    });
+    futures::future::join_all(checks).await.into_iter().flatten().collect()
+}
+
+/// Says how a blob is stored, and asks its providers whether they still hold it.
 #[utoipa::path(get, path = "/v1/stat/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), StatQuery),
     responses((status = 200, body = BlobStat), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn stat_blob(
@@ -422,19 +465,21 @@ async fn stat_blob(
 ) -> Result<Json<BlobStat>, ApiError> {
     let entry = node.client.catalog.get(&name)?.ok_or_else(|| ApiError::no_blob(&name))?;
     let recipe = crate::get::load_recipe(&node.client, &entry).await?;
-    let peers = &node.client.peers;
-    let now_s = unix_now_s();
-    let is_up =
-        |key: &_| peers.book.get(key).is_some_and(|p| p.ask.valid_until_s > now_s) && !peers.is_cooling(key);
     let segments = 0..recipe.segments.len();
-    let holder = |key: &spare_market::keys::PublicKey| HolderInfo {
+    let book = &node.client.peers.book;
+    let held = held_shards(&node, &recipe, &entry).await;
+    let holder = |key: &PublicKey| HolderInfo {
         node: key.to_string(),
-        operator: peers.book.get(key).map(|p| p.ask.operator),
-        up: is_up(key),
-        shards: segments
-            .clone()
-            .map(|s| entry.placement.holders(s).iter().filter(|h| *h == key).count())
-            .sum(),
+        operator: book.get(key).map(|p| p.ask.operator),
+        up: held.contains_key(key),
+        shards: held.get(key).map_or(0, HashSet::len),
+    };
+    let is_held = |s: usize, i: usize, key: &PublicKey| {
+        held.get(key).is_some_and(|h| h.contains(&recipe.segments[s].roots[i]))
+    };
+    let alive = |s: usize| {
+        let holders = entry.placement.holders(s);
+        holders.iter().enumerate().filter(|(i, key)| is_held(s, *i, key)).count() as i64
     };
     let shards = |s: usize| {
         let holders = entry.placement.holders(s).into_iter().map(|h| h.to_string());
@@ -442,7 +487,6 @@ async fn stat_blob(
         roots.zip(holders).map(|(root, node)| ShardInfo { root, node }).collect()
     };
     let listed = if query.shards { segments.clone() } else { 0..0 };
-    let alive = |s: usize| entry.placement.holders(s).iter().filter(|h| is_up(h)).count() as i64;
     let k = recipe.geometry.k() as i64;
     Ok(Json(BlobStat {
         blob: info(&name, &entry),

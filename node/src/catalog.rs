@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use spare_market::index::{BODY_MAX_BYTES, IndexEntry, IndexEntryV1, LogEnd};
+use spare_market::index::{BODY_MAX_BYTES, IndexEntry, IndexEntryV1, LogEnd, entry_hash};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::placement::Placement;
 use spare_market::signed::Signed;
@@ -239,38 +239,56 @@ impl Catalog {
         Ok(to_bytes(&IndexBody::V1(changes)))
     }
 
-    /// Takes over a log fetched from a provider, base first, replacing what is known here.
+    /// Takes over a log fetched from a provider, base first. Returns how many blobs are listed then.
+    ///
+    /// A log that this node's own continues changes nothing. Blobs that only a forked log of this node knows are kept, under another
+    /// name if theirs is taken.
     ///
     /// # Errors
-    /// [`CatalogError`] when an entry does not extend the one before, or was not sealed by this account.
+    /// [`CatalogError`] when an entry was not sealed by this account, or the local records fail.
     pub fn adopt(&self, entries: &[Signed<IndexEntry>]) -> Result<usize, CatalogError> {
-        let _one_at_a_time = self.changing.lock().expect("no holder panics");
-        let mut blobs = BTreeMap::new();
-        for entry in entries {
-            let IndexEntry::V1(v1) = entry.value();
-            let IndexBody::V1(changes) =
-                from_bytes(&open_message(&self.identity.index_key, &v1.body)?, BODY_MAX_BYTES)?;
-            if v1.base == v1.seq {
-                blobs.clear();
+        let own = {
+            let _one_at_a_time = self.changing.lock().expect("no holder panics");
+            let ours = self.end()?;
+            let mut blobs = BTreeMap::new();
+            let mut behind = true;
+            let mut newest = LogEnd::default();
+            for entry in entries {
+                let IndexEntry::V1(v1) = entry.value();
+                let body = open_message(&self.identity.index_key, &v1.body)?;
+                let IndexBody::V1(changes) = from_bytes(&body, BODY_MAX_BYTES)?;
+                if v1.base == v1.seq {
+                    blobs.clear();
+                }
+                changes.into_iter().for_each(|change| apply(&mut blobs, change));
+                newest = LogEnd { seq: v1.seq, base: v1.base, hash: entry_hash(&entry.raw().bytes) };
+                behind &= v1.seq != ours.seq || newest.hash == ours.hash;
             }
-            changes.into_iter().for_each(|change| apply(&mut blobs, change));
-        }
-        let end = self.logs.end(&self.account())?;
-        for entry in entries {
-            let IndexEntry::V1(v1) = entry.value();
-            if v1.seq > end.seq {
-                self.logs.append(&self.account(), entry, Batch::default())?;
+            let known = self.logs.read(&self.account(), newest.seq)?;
+            if known.is_some_and(|known| entry_hash(&known.bytes) == newest.hash) {
+                return Ok(self.all()?.len());
             }
+            let known = self.all()?;
+            let mut batch = Batch::default();
+            for (name, _) in &known {
+                batch.delete(Table::Blobs, name.as_bytes());
+            }
+            for (name, entry) in &blobs {
+                batch.put(Table::Blobs, name.as_bytes(), entry);
+            }
+            self.logs.replace(&self.account(), entries, newest, batch)?;
+            let forked = ours.seq > 0 && (ours.seq > newest.seq || !behind);
+            let is_new = |entry: &BlobEntry| !blobs.values().any(|b| b.blob_id == entry.blob_id);
+            known.into_iter().filter(|(_, entry)| forked && is_new(entry)).collect::<Vec<_>>()
+        };
+        for (name, entry) in own {
+            let mut free = name.clone();
+            while self.get(&free)?.is_some() {
+                free.push_str(" (kept)");
+            }
+            self.change(Change::Put { name: free, entry }, &[], Batch::default())?;
         }
-        let mut batch = Batch::default();
-        for (name, _) in self.all()? {
-            batch.delete(Table::Blobs, name.as_bytes());
-        }
-        for (name, entry) in &blobs {
-            batch.put(Table::Blobs, name.as_bytes(), entry);
-        }
-        self.meta.commit(&batch)?;
-        Ok(blobs.len())
+        Ok(self.all()?.len())
     }
 
     /// Where this client's log ends.
@@ -293,6 +311,12 @@ impl Catalog {
         peers
             .with_session(node, async |session| {
                 let theirs = session.index_end().await?;
+                let forked = theirs.seq > ours.seq || (theirs.seq == ours.seq && theirs.hash != ours.hash);
+                if forked {
+                    return Err(PeerError::Protocol(
+                        "another node has gone on with this account's index; `spare recover` takes that over",
+                    ));
+                }
                 let first = if theirs.seq < ours.base { ours.base } else { theirs.seq + 1 };
                 for seq in first..=ours.seq {
                     let entry = self.logs.read_checked(&self.account(), seq, peers.network()).ok().flatten();
@@ -413,6 +437,35 @@ mod tests {
         assert_eq!(there.adopt(&entries).unwrap(), 39);
         assert_eq!(there.all().unwrap(), here.all().unwrap());
         assert_eq!(there.end().unwrap(), end, "and goes on where the other ended");
+    }
+
+    #[test]
+    fn a_forked_log_gives_way_and_its_blobs_are_kept() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let (here, there) = (open(dirs[0].path()), open(dirs[1].path()));
+        let put = |catalog: &Catalog, name: &str, tag| {
+            catalog
+                .change(Change::Put { name: name.into(), entry: entry(tag) }, &[], Batch::default())
+                .unwrap();
+        };
+        let log = |catalog: &Catalog| -> Vec<_> {
+            let end = catalog.end().unwrap();
+            let read = |seq| {
+                catalog.logs.read_checked(&catalog.account(), seq, NetworkId([1; 32])).unwrap().unwrap()
+            };
+            (end.base..=end.seq).map(read).collect()
+        };
+        put(&here, "both", 1);
+        put(&here, "here", 2);
+        put(&there, "both", 3);
+        assert_eq!(there.adopt(&log(&here)).unwrap(), 3);
+        assert_eq!(there.get("both").unwrap(), Some(entry(1)));
+        assert_eq!(there.get("both (kept)").unwrap(), Some(entry(3)));
+        // What goes on from here continues the other's log, and the other merely falls behind.
+        assert_eq!(here.adopt(&log(&there)).unwrap(), 3);
+        assert_eq!(here.end().unwrap(), there.end().unwrap());
+        put(&there, "more", 4);
+        assert_eq!(there.adopt(&log(&here)).unwrap(), 4, "an older copy takes nothing away");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Results go to standard output, as text or with `--json` as JSON; progress and errors go to standard error.
 //! Exit codes: 0 done, 1 failed, 2 used wrongly.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +11,14 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Code, Loaded, Size};
 use crate::home::{Home, Ticket};
+
+/// Appends a line of text.
+macro_rules! line {
+    ($out:expr, $($text:tt)*) => {{
+        use std::fmt::Write as _;
+        writeln!($out, $($text)*).expect("a string takes all text");
+    }};
+}
 
 mod http;
 mod setup;
@@ -155,14 +164,28 @@ impl Context {
         ApiClient::of_home(&self.home)
     }
 
-    /// Prints a result: as JSON, or by `text`.
-    fn print<T: serde::Serialize>(&self, value: &T, text: impl FnOnce(&T)) -> anyhow::Result<()> {
+    /// Prints a result: as JSON, or as `text` writes it.
+    fn print<T: serde::Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T, &mut String),
+    ) -> anyhow::Result<()> {
+        let mut out = String::new();
         if self.json {
-            println!("{}", serde_json::to_string_pretty(value)?);
+            out = serde_json::to_string_pretty(value)?;
+            out.push('\n');
         } else {
-            text(value);
+            text(value, &mut out);
         }
-        Ok(())
+        print(&out)
+    }
+}
+
+/// Writes to standard output. A reader that went away, as in `spare ls | head -1`, is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -175,14 +198,14 @@ fn home(given: Option<PathBuf>) -> anyhow::Result<Home> {
 
 /// Runs a command and says how it went.
 pub fn run(cli: Cli) -> ExitCode {
-    // A reader that goes away, as in `spare ls | head`, ends the program quietly instead of with a panic.
     let json = cli.json;
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if json {
                 let error = serde_json::json!({"error": {"code": http::code_of(&error), "message": format!("{error:#}")}});
-                println!("{error}");
+                // The exit code tells, if nobody reads.
+                let _ = print(&format!("{error}\n"));
             } else {
                 eprintln!("error: {error:#}");
             }

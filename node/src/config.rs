@@ -33,7 +33,7 @@ pub struct NodeConfig {
     /// Address to listen on.
     pub listen_ip: IpAddr,
     /// Address to tell others, where it differs from the one listened on; empty for none.
-    pub advertise_ip: String,
+    pub advertise_ip: Advertised,
     /// UDP port of libp2p; 0 picks a free one.
     pub libp2p_port: u16,
     /// UDP port of direct transfers; 0 picks a free one.
@@ -90,7 +90,7 @@ impl Default for Config {
             node: NodeConfig {
                 operator: String::new(),
                 listen_ip: IpAddr::from([0, 0, 0, 0]),
-                advertise_ip: String::new(),
+                advertise_ip: Advertised(None),
                 libp2p_port: 4710,
                 direct_port: 4711,
                 api_addr: SocketAddr::from(([127, 0, 0, 1], 4712)),
@@ -143,6 +143,9 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("0B");
+        }
         let exact = UNITS.iter().filter(|(_, scale)| self.0.is_multiple_of(*scale));
         let (unit, scale) = exact.max_by_key(|(_, scale)| *scale).expect("every number is a multiple of 1");
         write!(f, "{}{unit}", self.0 / scale)
@@ -159,6 +162,25 @@ impl TryFrom<String> for Size {
 impl From<Size> for String {
     fn from(size: Size) -> Self {
         size.to_string()
+    }
+}
+
+/// An address to tell others, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Advertised(pub Option<IpAddr>);
+
+impl TryFrom<String> for Advertised {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let parsed = Some(text.trim()).filter(|text| !text.is_empty()).map(str::parse).transpose();
+        parsed.map(Self).map_err(|_| format!("'{text}' is not an IP address"))
+    }
+}
+
+impl From<Advertised> for String {
+    fn from(advertised: Advertised) -> Self {
+        advertised.0.map(|ip| ip.to_string()).unwrap_or_default()
     }
 }
 
@@ -408,12 +430,13 @@ mod tests {
                 .contains("$SPARE_CLIENT_CODE sets 'client.code' wrongly")
         );
         assert!(error("", &[("SPARE_PROVIDE_SIZE", "much")]).contains("not a size"));
+        assert!(error("[node]\nadvertise_ip = \"myhost\"", &[]).contains("not an IP address"));
         assert!(error("[node", &[]).contains("not valid TOML"));
     }
 
     #[test]
     fn sizes_print_as_they_are_read() {
-        for text in ["500GB", "2TiB", "10MiB", "1234567B", "0TiB"] {
+        for text in ["500GB", "2TiB", "10MiB", "1234567B", "0B"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
         assert_eq!("1234567".parse(), Ok(Size(1_234_567)));

@@ -99,7 +99,9 @@ mod tests {
     #[test]
     fn files_of_any_length_are_written_as_given() {
         let dir = tempfile::tempdir().unwrap();
-        for len in [0, 1, 4095, 4096, 4097, BUFFER_MAX_BYTES, BUFFER_MAX_BYTES + 1, 3 * BUFFER_MAX_BYTES + 12_345] {
+        for len in
+            [0, 1, 4095, 4096, 4097, BUFFER_MAX_BYTES, BUFFER_MAX_BYTES + 1, 3 * BUFFER_MAX_BYTES + 12_345]
+        {
             let content: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
             for piece in [1000, 65_536, len.max(1)] {
                 let path = dir.path().join(format!("{len}-{piece}"));
@@ -110,6 +112,9 @@ mod tests {
                 assert!(std::fs::read(&path).unwrap() == content, "{len} bytes in pieces of {piece}");
             }
         }
-        assert!(DirectWriter::create_new(&dir.path().join("0-1"), 1).is_err(), "an existing file is left alone");
+        assert!(
+            DirectWriter::create_new(&dir.path().join("0-1"), 1).is_err(),
+            "an existing file is left alone"
+        );
     }
 }

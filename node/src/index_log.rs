@@ -99,6 +99,30 @@ impl IndexLogs {
         Ok(end)
     }
 
+    /// Replaces the log of `account` by `entries`, which end in `end`, in one synced write, together with `also`.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn replace(
+        &self,
+        account: &PublicKey,
+        entries: &[Signed<IndexEntry>],
+        end: LogEnd,
+        mut also: Batch,
+    ) -> Result<(), MetaError> {
+        let _one_at_a_time = self.appending.lock().expect("no holder panics");
+        let old = self.copy_end(account)?.end;
+        for seq in old.base..=old.seq {
+            also.delete(Table::Index, &entry_key(account, seq));
+        }
+        for entry in entries {
+            let IndexEntry::V1(v1) = entry.value();
+            also.put(Table::Index, &entry_key(account, v1.seq), entry.raw());
+        }
+        let bytes = entries.iter().map(|entry| entry.raw().bytes.len() as u64).sum();
+        self.meta.commit(also.put(Table::State, &end_key(account), &CopyEnd { end, bytes }))
+    }
+
     /// Entry `seq` of the log of `account`.
     ///
     /// # Errors

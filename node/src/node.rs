@@ -25,7 +25,7 @@ use crate::index_log::IndexLogs;
 use crate::meta::Meta;
 use crate::peers::{Credentials, Peers};
 use crate::shards::Volume;
-use crate::transport::{Direct, Traffic, Wire, node_key};
+use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key};
 use crate::unix_now_s;
 
 /// How often a provider repeats its ask.
@@ -108,7 +108,8 @@ impl Node {
         })?;
         let addresses = discovery.addresses.clone();
 
-        let credentials = Credentials { network: identity.network, grant: identity.grant.clone() };
+        let node = identity.node_key().public();
+        let credentials = Credentials { node, network: identity.network, grant: identity.grant.clone() };
         let peers = Arc::new(Peers::new(
             credentials,
             book.clone(),
@@ -169,7 +170,7 @@ impl Node {
             while let Some((peer, stream)) = incoming.next().await {
                 let Some(node) = node_key(&peer) else { continue };
                 let (recv, send) = tokio::io::split(stream.compat());
-                serve(Wire::new(recv, send, node, addresses.ip(&node), &traffic));
+                serve(Wire::new(recv, SendHalf::other(send), node, addresses.ip(&node), &traffic));
             }
         });
         Ok(())
@@ -216,7 +217,7 @@ impl Node {
 
     /// Where libp2p can be reached, as others should dial it.
     pub fn libp2p_addrs(&self) -> Vec<Multiaddr> {
-        let advertised = self.config.node.advertise_ip.parse::<std::net::IpAddr>().ok();
+        let advertised = self.config.node.advertise_ip.0;
         let mut addrs: Vec<Multiaddr> = self.addresses.listening();
         if let Some(ip) = advertised {
             addrs =

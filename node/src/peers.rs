@@ -21,12 +21,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use crate::asks::AskBook;
+use crate::asks::{AskBook, Provider};
 use crate::config::Transport;
 use crate::discover::Addresses;
 use crate::frames::{FrameError, Hello, PROTOCOL, Refusal, Request, Response, read_frame, write_frame};
 use crate::limits::{COOL_DOWN, DIAL_TIMEOUT, HELLO_TIMEOUT, STALL_TIMEOUT};
-use crate::transport::{DialError, Direct, Traffic, Wire, peer_id};
+use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire, peer_id};
 use crate::unix_now_s;
 
 /// Most peers that are asked for asks at once.
@@ -80,6 +80,8 @@ struct Health {
 
 /// What this node says of itself when it asks.
 pub struct Credentials {
+    /// This node's own key: it never stores with itself.
+    pub node: PublicKey,
     /// The network.
     pub network: NetworkId,
     /// The grant of its account.
@@ -127,14 +129,18 @@ impl Peers {
     pub fn candidates(&self) -> Vec<Candidate> {
         let health = self.health.lock().expect("no holder panics");
         let providers = self.book.valid(unix_now_s());
-        let candidate = |p: crate::asks::Provider| Candidate {
+        // Where a peer was seen counts for more than what it says.
+        let ip = |p: &Provider| {
+            Some(self.addresses.ip(&p.node)).filter(|ip| !ip.is_unspecified()).unwrap_or(p.ip())
+        };
+        let candidate = |p: Provider| Candidate {
             node: p.node,
-            subnet: Subnet::from(p.ip()),
+            subnet: Subnet::from(ip(&p)),
             record: health.get(&p.node).map_or(100, |h| (100 >> h.failures_in_row.min(6)) as u8).max(1),
             free_bytes: p.ask.free_bytes,
             operator: if p.ask.operator.is_empty() { p.account.to_string() } else { p.ask.operator },
         };
-        providers.into_iter().map(candidate).collect()
+        providers.into_iter().filter(|p| p.node != self.credentials.node).map(candidate).collect()
     }
 
     /// Whether `node` failed within the cool-down.
@@ -225,12 +231,11 @@ impl Peers {
     }
 
     async fn open(&self, node: &PublicKey) -> Result<Wire, PeerError> {
-        let direct_addr = self.book.get(node).and_then(|p| p.direct_addr());
-        let direct = match (self.transport, direct_addr) {
-            (Transport::Stream, _) => None,
-            (_, Some(addr)) => Some(self.direct.open(node, addr).await),
-            (Transport::Direct, None) => Some(Err(DialError::NoAddress)),
-            (Transport::Auto, None) => None,
+        let addrs = self.book.get(node).map(|p| p.ask.direct).unwrap_or_default();
+        let direct = match self.transport {
+            Transport::Stream => None,
+            Transport::Auto if addrs.is_empty() => None,
+            Transport::Direct | Transport::Auto => Some(self.direct.open(node, &addrs).await),
         };
         match direct {
             Some(Ok(wire)) => Ok(wire),
@@ -249,7 +254,7 @@ impl Peers {
             .map_err(|_| DialError::Timeout(peer.to_string()))?
             .map_err(|e| DialError::Failed { addr: peer.to_string(), why: e.to_string() })?;
         let (recv, send) = tokio::io::split(stream.compat());
-        Ok(Wire::new(recv, send, *node, self.addresses.ip(node), &self.traffic))
+        Ok(Wire::new(recv, SendHalf::other(send), *node, self.addresses.ip(node), &self.traffic))
     }
 
     /// Asks some of `nodes` for the asks they know, and takes what is news.
@@ -396,7 +401,7 @@ impl Session {
         let mut sent = 0;
         while let Some(cell) = cells.recv().await {
             sent += cell.len() as u64;
-            in_time(self.wire.send.write_all(&cell)).await?;
+            in_time(self.wire.send.write_bytes(cell)).await?;
         }
         if sent != shard_bytes {
             return Err(PeerError::GivenUp);

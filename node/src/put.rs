@@ -62,7 +62,7 @@ pub enum PutError {
     #[error("another put or rm of '{0}' is under way")]
     Busy(String),
     /// Not enough providers.
-    #[error("segment {segment}: {source}")]
+    #[error("segment {segment}: {source}{failures}")]
     Providers {
         /// Which segment.
         segment: u64,
@@ -88,7 +88,7 @@ pub enum PutError {
     Source(std::io::Error),
     /// The blob is stored and listed here, but the index is not yet safe.
     #[error(
-        "all shards are stored, but only {copies} of {needed} needed copies of the index are: {failures}. Repeating the put completes it"
+        "all shards are stored, but only {copies} of {needed} needed copies of the index were made: {failures}. The blob is listed; this node goes on trying in the background"
     )]
     Index {
         /// Copies made.
@@ -116,10 +116,33 @@ struct PutJournal {
 /// What is placed of one segment of an unfinished put.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct SegmentJournal {
+    /// Counts changed plaintexts. It goes into the key, so that shards given up for deletion never come back into use.
+    attempt: u32,
     /// Recognises unchanged plaintext without keeping its key.
     key_hash: [u8; 32],
     /// For each shard, who holds it and its root.
     placed: Vec<Option<(PublicKey, Root)>>,
+    /// Shards whose provider did not confirm them when the put was resumed. They were placed again, and may still lie there.
+    lost: Vec<(PublicKey, Root)>,
+}
+
+impl SegmentJournal {
+    fn new(attempt: u32, key: &SegmentKey, shards: usize) -> Self {
+        Self { attempt, key_hash: Self::hash_of(key), placed: vec![None; shards], lost: Vec::new() }
+    }
+
+    fn hash_of(key: &SegmentKey) -> [u8; 32] {
+        blake3::derive_key("spare 2026 journalled segment v1", &spare_proofs::encode::to_bytes(key))
+    }
+
+    /// What is to be deleted once the put is done: everything placed when no recipe names the segment, else only what was lost and not
+    /// placed there again.
+    fn garbage(&self, is_used: bool) -> Vec<Garbage> {
+        let placed = || self.placed.iter().flatten();
+        let lost = self.lost.iter().filter(|lost| !placed().any(|p| p == *lost));
+        let unused = placed().filter(|_| !is_used);
+        lost.chain(unused).map(|(node, root)| Garbage { node: *node, root: *root }).collect()
+    }
 }
 
 /// A segment all of whose shards are placed.
@@ -176,8 +199,12 @@ pub async fn remove(client: &Arc<Client>, name: &str) -> Result<bool, PutError> 
     let Some(entry) = client.catalog.get(name)? else { return Ok(false) };
     let garbage = garbage_of(client, &entry).await;
     client.catalog.change(Change::Remove { name: name.to_owned() }, &garbage, Batch::default())?;
-    client.push_index().await;
-    client.collect_garbage().await;
+    // The removal is durable. Telling providers may wait for those that are away.
+    let client = client.clone();
+    tokio::spawn(async move {
+        client.push_index().await;
+        client.collect_garbage().await;
+    });
     Ok(true)
 }
 
@@ -202,7 +229,8 @@ fn begin_or_resume(client: &Client, options: &PutOptions) -> Result<[u8; 16], Pu
             return Ok(journal.blob_id);
         }
         let mut batch = Batch::default();
-        abandon(client, key, 0, &mut batch)?;
+        clear_journal(client, key, 0, &mut batch)?;
+        clear_journal(client, &recipe_journal_key(key), 0, &mut batch)?;
         meta.commit(&batch)?;
     }
     let journal = PutJournal { blob_id: rand::random(), geometry: options.geometry };
@@ -215,19 +243,21 @@ fn segment_key(journal_key: &[u8], segment: u64) -> Vec<u8> {
     [journal_key, b"\0", &segment.to_be_bytes()].concat()
 }
 
-/// Gives up the journalled segments from number `from` on: their shards become garbage.
-fn abandon(client: &Client, journal_key: &[u8], from: u64, batch: &mut Batch) -> Result<(), MetaError> {
+/// Clears the journal of a put. Segments from number `used` on, which no recipe names, become garbage.
+fn clear_journal(client: &Client, journal_key: &[u8], used: u64, batch: &mut Batch) -> Result<(), MetaError> {
+    batch.delete(Table::Puts, journal_key);
     let prefix = [journal_key, b"\0"].concat();
     for (rest, segment) in client.catalog.meta().all::<SegmentJournal>(Table::Puts, &prefix)? {
         let number = rest.as_slice().try_into().map_or(0, u64::from_be_bytes);
-        if number >= from {
-            let placed = segment.placed.into_iter().flatten();
-            let garbage: Vec<Garbage> = placed.map(|(node, root)| Garbage { node, root }).collect();
-            Catalog::add_garbage(batch, &garbage);
-            batch.delete(Table::Puts, &[&prefix[..], &rest].concat());
-        }
+        Catalog::add_garbage(batch, &segment.garbage(number < used));
+        batch.delete(Table::Puts, &[&prefix[..], &rest].concat());
     }
     Ok(())
+}
+
+/// The journal key of the blob that holds a put's recipe.
+fn recipe_journal_key(journal_key: &[u8]) -> Vec<u8> {
+    [journal_key, b"\x01recipe"].concat()
 }
 
 impl Put {
@@ -261,9 +291,6 @@ impl Put {
             .try_buffered(SEGMENTS_IN_FLIGHT)
             .try_collect()
             .await?;
-        let mut batch = Batch::default();
-        abandon(&self.client, &self.journal_key, placed.len() as u64, &mut batch)?;
-        self.client.catalog.meta().note(&batch)?;
         let (segments, holders): (Vec<_>, Vec<_>) = placed.into_iter().map(|p| (p.recipe, p.holders)).unzip();
         let whole =
             |(i, s): (usize, &SegmentRecipe)| Extent { segment: i as u32, offset: 0, len: s.plaintext_bytes };
@@ -273,8 +300,7 @@ impl Put {
 
     /// Places all shards of one segment and returns what it takes to read it.
     async fn place_segment(&self, index: u64, plaintext: Arc<Vec<u8>>) -> Result<PlacedSegment, PutError> {
-        let key = self.key_of(index, plaintext.clone()).await;
-        let mut journal = self.resume_segment(index, &key).await?;
+        let (key, mut journal) = self.resume_segment(index, &plaintext).await?;
         let coder = Arc::new(SegmentCoder::new(self.erasure.clone(), &key, plaintext.len()));
         let mut failures = BTreeMap::new();
         for round in 0.. {
@@ -306,39 +332,44 @@ impl Put {
         })
     }
 
-    async fn key_of(&self, index: u64, plaintext: Arc<Vec<u8>>) -> SegmentKey {
-        let blob_key = self.blob_key.clone();
+    async fn key_of(&self, index: u64, attempt: u32, plaintext: Arc<Vec<u8>>) -> SegmentKey {
+        let blob_key = self.blob_key.derive("spare 2026 put attempt v1", &attempt.to_le_bytes());
         tokio::task::spawn_blocking(move || SegmentKey::for_plaintext(&blob_key, index, &plaintext))
             .await
             .expect("hashing does not panic")
     }
 
-    /// What an earlier try placed of this segment, if its plaintext is the same; checked with the providers.
-    async fn resume_segment(&self, index: u64, key: &SegmentKey) -> Result<SegmentJournal, PutError> {
+    /// The segment's key, and what an earlier try placed of it, if its plaintext was the same; checked with the providers.
+    async fn resume_segment(
+        &self,
+        index: u64,
+        plaintext: &Arc<Vec<u8>>,
+    ) -> Result<(SegmentKey, SegmentJournal), PutError> {
         let journal_key = segment_key(&self.journal_key, index);
-        let key_hash =
-            blake3::derive_key("spare 2026 journalled segment v1", &spare_proofs::encode::to_bytes(key));
-        let fresh = SegmentJournal { key_hash, placed: vec![None; self.geometry.n()] };
         let meta = self.client.catalog.meta();
-        let Some(mut known) = meta.get::<SegmentJournal>(Table::Puts, &journal_key)? else {
-            return Ok(fresh);
+        let known = meta.get::<SegmentJournal>(Table::Puts, &journal_key)?;
+        let attempt = known.as_ref().map_or(0, |known| known.attempt);
+        let key = self.key_of(index, attempt, plaintext.clone()).await;
+        let Some(mut known) = known else {
+            let journal = SegmentJournal::new(attempt, &key, self.geometry.n());
+            return Ok((key, journal));
         };
-        if known.key_hash != key_hash || known.placed.len() != self.geometry.n() {
-            let garbage: Vec<Garbage> =
-                known.placed.into_iter().flatten().map(|(node, root)| Garbage { node, root }).collect();
+        if known.key_hash != SegmentJournal::hash_of(&key) {
+            let key = self.key_of(index, attempt + 1, plaintext.clone()).await;
+            let journal = SegmentJournal::new(attempt + 1, &key, self.geometry.n());
             let mut batch = Batch::default();
-            Catalog::add_garbage(&mut batch, &garbage);
-            meta.note(batch.delete(Table::Puts, &journal_key))?;
-            return Ok(fresh);
+            Catalog::add_garbage(&mut batch, &known.garbage(false));
+            meta.commit(batch.put(Table::Puts, &journal_key, &journal))?;
+            return Ok((key, journal));
         }
         let held = self.still_held(&known).await;
         for placed in &mut known.placed {
             if placed.is_some_and(|p| !held.contains(&p)) {
-                *placed = None;
+                known.lost.extend(placed.take());
             }
         }
         self.transfer.shards_resumed.fetch_add(held.len() as u64, Ordering::Relaxed);
-        Ok(known)
+        Ok((key, known))
     }
 
     /// Those of the journalled shards that their providers confirm.
@@ -381,7 +412,12 @@ impl Put {
             source.needed = self.geometry.n();
             source.found += taken.len();
             source.known += taken.len() + failures.len();
-            PutError::Providers { segment: index, source, failures: list(failures) }
+            let failures = if failures.is_empty() {
+                String::new()
+            } else {
+                format!("; tried in vain: {}", list(failures))
+            };
+            PutError::Providers { segment: index, source, failures }
         })?;
         Ok(chosen.into_iter().map(|c| c.node).collect())
     }
@@ -397,6 +433,8 @@ impl Put {
         failures: &mut BTreeMap<PublicKey, String>,
     ) -> Result<(), PutError> {
         let shard_bytes = coder.layout().shard_bytes() as u64;
+        let owner = self.client.catalog.account();
+        let journal_key = segment_key(&self.journal_key, index);
         let mut senders = Vec::with_capacity(jobs.len());
         let mut uploads = futures::stream::FuturesUnordered::new();
         for (shard, node) in jobs {
@@ -406,30 +444,36 @@ impl Put {
             uploads.push(async move { (shard, node, peers.store(&node, shard_bytes, cells).await) });
         }
         let (coder, plaintext) = (coder.clone(), plaintext.clone());
-        let coding = tokio::task::spawn_blocking(move || code_into(&coder, &plaintext, senders));
-        let mut accepted = Vec::new();
-        while let Some((shard, node, result)) = uploads.next().await {
-            match result {
-                Ok(receipt) => accepted.push((shard, node, receipt)),
-                Err(error) => {
-                    tracing::info!(segment = index, shard, %node, %error, "a shard goes to another provider");
-                    failures.insert(node, error.to_string());
+        let mut coding = tokio::task::spawn_blocking(move || code_into(&coder, &plaintext, senders));
+        let mut roots: Option<BTreeMap<usize, Root>> = None;
+        let mut receipts = Vec::new();
+        loop {
+            tokio::select! {
+                coded = &mut coding, if roots.is_none() => roots = Some(coded.expect("coding does not panic")),
+                upload = uploads.next() => match upload {
+                    None if roots.is_some() => return Ok(()),
+                    // All uploads failed: the coder has nobody left to send to and ends at once.
+                    None => roots = Some((&mut coding).await.expect("coding does not panic")),
+                    Some((shard, node, Ok(receipt))) => receipts.push((shard, node, receipt)),
+                    Some((shard, node, Err(error))) => {
+                        tracing::info!(segment = index, shard, %node, %error, "a shard goes to another provider");
+                        failures.insert(node, error.to_string());
+                    }
                 }
             }
-        }
-        let roots = coding.await.expect("coding does not panic");
-        for (shard, node, receipt) in accepted {
-            let Receipt::V1 { owner, root, shard_bytes: bytes, .. } = receipt;
-            let ours = roots.iter().find(|(i, _)| *i == shard).map(|(_, root)| *root);
-            if ours == Some(root) && bytes == shard_bytes && owner == self.client.catalog.account() {
-                journal.placed[shard] = Some((node, root));
+            let Some(roots) = &roots else { continue };
+            for (shard, node, receipt) in receipts.drain(..) {
+                let expected =
+                    Receipt::V1 { owner, root: roots[&shard], shard_bytes, stored_s: stored_s(&receipt) };
+                if receipt != expected {
+                    failures.insert(node, PeerError::Protocol("its receipt names other bytes").to_string());
+                    continue;
+                }
+                journal.placed[shard] = Some((node, roots[&shard]));
                 self.transfer.shards_sent.fetch_add(1, Ordering::Relaxed);
-            } else {
-                failures.insert(node, PeerError::Protocol("its receipt names other bytes").to_string());
+                self.client.catalog.meta().note(Batch::default().put(Table::Puts, &journal_key, journal))?;
             }
         }
-        let key = segment_key(&self.journal_key, index);
-        Ok(self.client.catalog.meta().note(Batch::default().put(Table::Puts, &key, journal))?)
     }
 
     /// Seals the recipe and says where it is: in the index if it is short, else stored as a blob of its own.
@@ -445,7 +489,7 @@ impl Put {
         let recipe = if sealed.len() <= INLINE_RECIPE_MAX_BYTES {
             RecipeAt::Inline(sealed)
         } else {
-            let journal_key = [&self.journal_key[..], b"\x01recipe"].concat();
+            let journal_key = recipe_journal_key(&self.journal_key);
             let outer =
                 Self::new(&self.client, Arc::new(Transfer::default()), &journal_key, self.geometry, blob_id);
             let blob_key = outer.blob_key.derive("spare 2026 recipe blob v1", &[]);
@@ -473,7 +517,7 @@ fn code_into(
     coder: &SegmentCoder,
     plaintext: &[u8],
     senders: Vec<(usize, mpsc::Sender<Bytes>)>,
-) -> Vec<(usize, Root)> {
+) -> BTreeMap<usize, Root> {
     let mut hashers: Vec<blake3::Hasher> = senders.iter().map(|_| blake3::Hasher::new()).collect();
     for r in 0..coder.layout().rows() {
         let mut row = BytesMut::zeroed(coder.row_bytes(r));
@@ -494,6 +538,11 @@ fn code_into(
         .collect()
 }
 
+fn stored_s(receipt: &Receipt) -> u64 {
+    let Receipt::V1 { stored_s, .. } = receipt;
+    *stored_s
+}
+
 fn list(failures: &BTreeMap<PublicKey, String>) -> String {
     let shown = failures.iter().map(|(node, why)| format!("{}: {why}", &node.to_string()[..12]));
     shown.take(10).collect::<Vec<_>>().join("; ")
@@ -511,13 +560,16 @@ async fn finish(
         None => Vec::new(),
     };
     let mut batch = Batch::default();
-    batch.delete(Table::Puts, name.as_bytes());
-    for suffix in [&b"\0"[..], b"\x01recipe\0"] {
-        let prefix = [name.as_bytes(), suffix].concat();
-        for (rest, _) in client.catalog.meta().all::<SegmentJournal>(Table::Puts, &prefix)? {
-            batch.delete(Table::Puts, &[&prefix[..], &rest].concat());
-        }
-    }
+    let segments_of = |placement: &Placement| {
+        let Placement::V1 { segments, .. } = placement;
+        segments.len() as u64
+    };
+    clear_journal(client, name.as_bytes(), segments_of(&entry.placement), &mut batch)?;
+    let recipe_segments = match &entry.recipe {
+        RecipeAt::Inline(_) => 0,
+        RecipeAt::Stored { placement, .. } => segments_of(placement),
+    };
+    clear_journal(client, &recipe_journal_key(name.as_bytes()), recipe_segments, &mut batch)?;
     client.catalog.change(Change::Put { name: name.to_owned(), entry }, &garbage, batch)?;
     Ok(())
 }

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use spare_market::keys::PublicKey;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 
 use crate::limits::{
     CONNECTIONS_MAX, CONNECTIONS_PER_IP_MAX, DIAL_TIMEOUT, HELLO_TIMEOUT, STREAMS_PER_CONNECTION_MAX,
@@ -40,7 +41,7 @@ pub struct Wire {
     /// From the peer.
     pub recv: BufReader<Counted<Box<dyn AsyncRead + Send + Unpin>>>,
     /// To the peer.
-    pub send: Counted<Box<dyn AsyncWrite + Send + Unpin>>,
+    pub send: Counted<SendHalf>,
     /// The peer's node key.
     pub peer: PublicKey,
     /// Where the peer was seen.
@@ -51,13 +52,12 @@ impl Wire {
     /// Makes a wire of the two halves of a stream.
     pub fn new(
         recv: impl AsyncRead + Send + Unpin + 'static,
-        send: impl AsyncWrite + Send + Unpin + 'static,
+        send: SendHalf,
         peer: PublicKey,
         remote_ip: IpAddr,
         traffic: &Arc<Traffic>,
     ) -> Self {
         let recv: Box<dyn AsyncRead + Send + Unpin> = Box::new(recv);
-        let send: Box<dyn AsyncWrite + Send + Unpin> = Box::new(send);
         Self {
             recv: BufReader::with_capacity(
                 READ_BUFFER_BYTES,
@@ -66,6 +66,56 @@ impl Wire {
             send: Counted { inner: send, traffic: traffic.clone() },
             peer,
             remote_ip,
+        }
+    }
+}
+
+/// The sending half of a stream.
+pub enum SendHalf {
+    /// Of a direct connection, which can take bytes over without copying them.
+    Direct(quinn::SendStream),
+    /// Of anything else.
+    Other(Box<dyn AsyncWrite + Send + Unpin>),
+}
+
+impl SendHalf {
+    /// Wraps a sending half that is not a direct connection's.
+    pub fn other(send: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self::Other(Box::new(send))
+    }
+
+    fn inner(&mut self) -> Pin<&mut (dyn AsyncWrite + Unpin)> {
+        match self {
+            Self::Direct(stream) => Pin::new(stream),
+            Self::Other(stream) => Pin::new(stream),
+        }
+    }
+}
+
+impl AsyncWrite for SendHalf {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.inner().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner().poll_shutdown(cx)
+    }
+}
+
+impl Counted<SendHalf> {
+    /// Sends `bytes`, without copying them where the transport can.
+    ///
+    /// # Errors
+    /// When the stream fails.
+    pub async fn write_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.traffic.sent_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        match &mut self.inner {
+            SendHalf::Direct(stream) => Ok(stream.write_chunk(bytes).await?),
+            SendHalf::Other(stream) => stream.write_all(&bytes).await,
         }
     }
 }
@@ -206,26 +256,29 @@ impl Direct {
         self.endpoint.local_addr()
     }
 
-    /// Opens a stream to `node` at `addr`, over the connection that stands or a new one.
+    /// Opens a stream to `node`, over the connection that stands or a new one to whichever of `addrs` answers first.
     ///
     /// # Errors
     /// [`DialError`] within [`DIAL_TIMEOUT`].
-    pub async fn open(&self, node: &PublicKey, addr: SocketAddr) -> Result<Wire, DialError> {
+    pub async fn open(&self, node: &PublicKey, addrs: &[SocketAddr]) -> Result<Wire, DialError> {
         let standing =
             self.connections.lock().await.get(node).filter(|c| c.close_reason().is_none()).cloned();
         let connection = match standing {
             Some(connection) => connection,
+            None if addrs.is_empty() => return Err(DialError::NoAddress),
             None => {
-                let connection = self.connect(node, addr).await?;
+                let dials = addrs.iter().map(|addr| Box::pin(self.connect(node, *addr)));
+                let (connection, _) = futures::future::select_ok(dials).await?;
                 self.connections.lock().await.insert(*node, connection.clone());
                 connection
             }
         };
+        let addr = connection.remote_address();
         let opening = tokio::time::timeout(DIAL_TIMEOUT, connection.open_bi()).await;
         let (send, recv) = opening
             .map_err(|_| DialError::Timeout(addr.to_string()))?
             .map_err(|e| DialError::Failed { addr: addr.to_string(), why: e.to_string() })?;
-        Ok(Wire::new(recv, send, *node, addr.ip(), &self.traffic))
+        Ok(Wire::new(recv, SendHalf::Direct(send), *node, addr.ip(), &self.traffic))
     }
 
     async fn connect(&self, node: &PublicKey, addr: SocketAddr) -> Result<quinn::Connection, DialError> {
@@ -289,7 +342,7 @@ impl Direct {
             proven_peer(&connection).ok_or_else(|| anyhow::anyhow!("the peer showed no ed25519 node key"))?;
         loop {
             let (send, recv) = connection.accept_bi().await?;
-            serve(Wire::new(recv, send, peer, ip, &self.traffic));
+            serve(Wire::new(recv, SendHalf::Direct(send), peer, ip, &self.traffic));
         }
     }
 

@@ -5,7 +5,7 @@
 //! what the caller holds. The golden vector below fixes the matrix: another implementation may replace this one
 //! only if it gives the same parity.
 //!
-//! The library picks its SIMD instructions when it is built (`.cargo/config.toml` pins AVX2 on x86-64) and does not
+//! The library picks its SIMD instructions when it is built (on x86-64 those of Haswell, AVX2 among them) and does not
 //! look at the processor it runs on. [`check_processor`] does.
 
 use reed_solomon_erasure::galois_8::ReedSolomon;
@@ -15,7 +15,7 @@ use crate::geometry::Geometry;
 /// This build's coder needs instructions that the processor lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this program was built for processors with AVX2 (x86-64-v3), which this one lacks; \
+    "this program was built for processors with AVX2, which this one lacks; \
      rebuild it with RUST_REED_SOLOMON_ERASURE_ARCH=x86-64-v2"
 )]
 pub struct ProcessorError;

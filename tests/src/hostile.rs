@@ -12,7 +12,7 @@ use spare::home::{Identity, Ticket};
 use spare::index_log::IndexLogs;
 use spare::meta::Meta;
 use spare::shards::Volume;
-use spare::transport::{Direct, Traffic, Wire};
+use spare::transport::{Direct, SendHalf, Traffic, Wire};
 use spare::unix_now_s;
 use spare_market::ask::{Ask, AskV1};
 use spare_market::keys::Seed;
@@ -208,8 +208,13 @@ async fn flip_bits(wire: Wire, honest: &Answerer) -> anyhow::Result<()> {
     let (inner, outer) = tokio::io::duplex(1 << 20);
     let (inner_recv, inner_send) = tokio::io::split(inner);
     let (mut outer_recv, mut outer_send) = tokio::io::split(outer);
-    let mut inside =
-        Wire::new(inner_recv, inner_send, wire.peer, wire.remote_ip, &Arc::new(Traffic::default()));
+    let mut inside = Wire::new(
+        inner_recv,
+        SendHalf::other(inner_send),
+        wire.peer,
+        wire.remote_ip,
+        &Arc::new(Traffic::default()),
+    );
     let (mut recv, mut send) = (wire.recv, wire.send);
     let tamper = async {
         let mut buffer = vec![0; 1 << 16];

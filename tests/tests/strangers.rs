@@ -113,7 +113,7 @@ impl Stranger {
         let (node, addr) = provider_of(net);
         let me = stranger(open_ticket(&net.ticket).0);
         let endpoint = endpoint(&me, subnet);
-        Self { wire: endpoint.open(&node, addr).await.unwrap(), me, _endpoint: endpoint }
+        Self { wire: endpoint.open(&node, &[addr]).await.unwrap(), me, _endpoint: endpoint }
     }
 
     async fn greeted(net: &Net, subnet: u8) -> Self {
@@ -251,7 +251,7 @@ async fn a_peer_gets_its_share_of_sessions_and_no_more() {
     let mut open = Vec::new();
     let mut refused = 0;
     for i in 0..SESSIONS_PER_PEER_MAX + 8 {
-        let mut wire = endpoints[i / 16].open(&node, addr).await.unwrap();
+        let mut wire = endpoints[i / 16].open(&node, &[addr]).await.unwrap();
         let hello = Hello::V1 { network: me.network, grant: Some(me.grant.clone()) };
         let sent = write_frame(&mut wire.send, &hello).await.is_ok();
         match read_frame::<Hello>(&mut wire.recv).await {

@@ -82,28 +82,29 @@ pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
         "new_seed": args.seed_file.is_none(),
         "joined": args.join.is_some(),
     });
-    context.print(&result, |_| {
-        println!("A node is set up in {}.", context.home.path().display());
-        println!("Account  {}", identity.account);
+    context.print(&result, |_, out| {
+        line!(out, "A node is set up in {}.", context.home.path().display());
+        line!(out, "Account  {}", identity.account);
         if args.seed_file.is_none() {
-            println!(
+            line!(
+                out,
                 "Seed     {}  <- copy these 24 words to paper: whoever has them has",
                 seed_file.display()
             );
-            println!("         your data and money, and without them a lost disk means lost data");
+            line!(out, "         your data and money, and without them a lost disk means lost data");
         }
         match args.join {
-            Some(_) => println!("Next     spare serve"),
+            Some(_) => line!(out, "Next     spare serve"),
             None => {
-                println!("Next     spare serve, then `spare ticket` prints the line with which others join")
+                line!(out, "Next     spare serve, then `spare ticket` prints the line with which others join")
             }
         }
     })
 }
 
 pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyhow::Result<()> {
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("SPARE_LOG").unwrap_or_else(|_| "warn,spare=info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SPARE_LOG")
+        .unwrap_or_else(|_| "warn,spare=info,libp2p_kad=error".into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let config = context.load_config(flags)?.config;
@@ -150,10 +151,10 @@ pub(super) fn show_config(context: &Context, origin: bool) -> anyhow::Result<()>
             (key.clone(), shown)
         })
         .collect();
-    context.print(&json, |_| {
+    context.print(&json, |_, out| {
         for (key, (value, from)) in &loaded.origins {
             let line = format!("{key} = {value}");
-            if origin { println!("{line:<50} # {from}") } else { println!("{line}") }
+            if origin { line!(out, "{line:<50} # {from}") } else { line!(out, "{line}") }
         }
     })
 }

@@ -27,9 +27,9 @@ fn span(seconds: u64) -> String {
 
 pub(super) async fn ls(context: &Context) -> anyhow::Result<()> {
     let blobs: Vec<BlobInfo> = context.api()?.json(Method::GET, &["blobs"]).await?;
-    context.print(&blobs, |blobs| {
+    context.print(&blobs, |blobs, out| {
         for blob in blobs {
-            println!("{:>10}  {}", bytes(blob.bytes), blob.name);
+            line!(out, "{:>10}  {}", bytes(blob.bytes), blob.name);
         }
         if blobs.is_empty() {
             eprintln!("no blobs; `spare put FILE` stores one");
@@ -41,11 +41,12 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
     let api = context.api()?;
     let request = api.request(Method::GET, &["stat", name]).query(&[("shards", shards)]);
     let stat: BlobStat = api.send(request).await?.json().await?;
-    context.print(&stat, |stat| {
+    context.print(&stat, |stat, out| {
         let overhead = stat.stored_bytes as f64 / stat.blob.bytes.max(1) as f64;
-        println!("{}", stat.blob.name);
-        println!("  length    {} ({} bytes)", bytes(stat.blob.bytes), stat.blob.bytes);
-        println!(
+        line!(out, "{}", stat.blob.name);
+        line!(out, "  length    {} ({} bytes)", bytes(stat.blob.bytes), stat.blob.bytes);
+        line!(
+            out,
             "  code      {} in {} segments, {} stored ({overhead:.2} x)",
             stat.code,
             stat.segments,
@@ -56,10 +57,11 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
             0 => "no further provider may be lost".to_owned(),
             spare => format!("{spare} more providers may be lost"),
         };
-        println!("  health    {health}");
+        line!(out, "  health    {health}");
         for holder in &stat.providers {
             let state = if holder.up { "up  " } else { "DOWN" };
-            println!(
+            line!(
+                out,
                 "  {state}  {}  {:>4} shards  {}",
                 &holder.node[..12],
                 holder.shards,
@@ -68,7 +70,7 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
         }
         for (segment, shards) in stat.shards.iter().enumerate() {
             for (i, shard) in shards.iter().enumerate() {
-                println!("  segment {segment} shard {i:<3} {}  at {}", shard.root, &shard.node[..12]);
+                line!(out, "  segment {segment} shard {i:<3} {}  at {}", shard.root, &shard.node[..12]);
             }
         }
     })
@@ -77,33 +79,41 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
 pub(super) async fn rm(context: &Context, name: &str) -> anyhow::Result<()> {
     let api = context.api()?;
     api.send(api.request(Method::DELETE, &["blobs", name])).await?;
-    context.print(&serde_json::json!({"name": name, "removed": true}), |_| {
-        println!("{name} removed; providers that are away delete its shards when they are back");
+    context.print(&serde_json::json!({"name": name, "removed": true}), |_, out| {
+        line!(
+            out,
+            "{name} removed; its shards are being deleted, at providers that are away once they are back"
+        );
     })
 }
 
 pub(super) async fn recover(context: &Context) -> anyhow::Result<()> {
     let recovered: Recovered = context.api()?.json(Method::POST, &["recover"]).await?;
-    context.print(&recovered, |r| {
-        println!(
+    context.print(&recovered, |r, out| {
+        line!(
+            out,
             "{} blobs found (index entry {}); {} of {} providers answered",
-            r.blobs, r.index_seq, r.providers_answered, r.providers_asked
+            r.blobs,
+            r.index_seq,
+            r.providers_answered,
+            r.providers_asked
         );
     })
 }
 
 pub(super) async fn ticket(context: &Context) -> anyhow::Result<()> {
     let status: Status = context.api()?.json(Method::GET, &["status"]).await?;
-    context.print(&serde_json::json!({"ticket": status.ticket}), |_| println!("{}", status.ticket))
+    context.print(&serde_json::json!({"ticket": status.ticket}), |_, out| line!(out, "{}", status.ticket))
 }
 
 pub(super) async fn asks(context: &Context) -> anyhow::Result<()> {
     let asks: Vec<ProviderInfo> = context.api()?.json(Method::GET, &["asks"]).await?;
-    context.print(&asks, |asks| {
+    context.print(&asks, |asks, out| {
         for ask in asks {
             let state = if ask.failing { "failing" } else { "" };
             let addr = ask.direct.first().map_or("-", String::as_str);
-            println!(
+            line!(
+                out,
                 "{}  {:>10} free of {:>10}  {addr:<21}  {} {state}",
                 &ask.node[..12],
                 bytes(ask.free_bytes),
@@ -119,34 +129,43 @@ pub(super) async fn asks(context: &Context) -> anyhow::Result<()> {
 
 pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
     let status: Status = context.api()?.json(Method::GET, &["status"]).await?;
-    context.print(&status, |s| {
-        println!(
+    context.print(&status, |s, out| {
+        line!(
+            out,
             "spare {}, running for {}, {} of memory",
             s.version,
             span(s.uptime_s),
             bytes(s.resident_bytes)
         );
-        println!("  account   {}", s.account);
-        println!("  node      {}", s.node);
-        println!(
+        line!(out, "  account   {}", s.account);
+        line!(out, "  node      {}", s.node);
+        line!(
+            out,
             "  listens   {} (direct), {} (libp2p)",
             s.direct.join(" "),
             s.libp2p.first().map_or("nowhere", String::as_str)
         );
-        println!("  network   {} peers connected, {} providers known", s.connected_peers, s.known_providers);
-        println!("  client    {} blobs, {}", s.blobs, bytes(s.blob_bytes));
+        line!(
+            out,
+            "  network   {} peers connected, {} providers known",
+            s.connected_peers,
+            s.known_providers
+        );
+        line!(out, "  client    {} blobs, {}", s.blobs, bytes(s.blob_bytes));
         match &s.provider {
-            Some(p) => println!(
+            Some(p) => line!(
+                out,
                 "  provider  {} of disk in use, {} free, of {} on offer",
                 bytes(p.used_bytes),
                 bytes(p.free_bytes),
                 bytes(p.offered_bytes)
             ),
-            None => println!("  provider  no; the setting provide.size offers room"),
+            None => line!(out, "  provider  no; the setting provide.size offers room"),
         }
-        println!("  traffic   {} in, {} out", bytes(s.received_bytes), bytes(s.sent_bytes));
+        line!(out, "  traffic   {} in, {} out", bytes(s.received_bytes), bytes(s.sent_bytes));
         for t in &s.transfers {
-            println!(
+            line!(
+                out,
                 "  {}       {}: {} done, {} shards sent",
                 t.kind,
                 t.name,

@@ -77,17 +77,22 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
         bail!("cannot read {} to its end: {why}", args.file.display());
     }
     let done: PutDone = result?.json().await?;
-    context.print(&done, |done| {
+    context.print(&done, |done, out| {
         let size = super::show::bytes(done.blob.bytes);
-        println!("{}: {size} stored as {}, {} shards sent", done.blob.name, done.code, done.shards_sent);
+        line!(out, "{}: {size} stored as {}, {} shards sent", done.blob.name, done.code, done.shards_sent);
         if done.shards_resumed > 0 {
-            println!(
+            line!(
+                out,
                 "{} shards were already placed by an earlier put that was cut short",
                 done.shards_resumed
             );
         }
         if done.shards_replaced > 0 {
-            println!("{} shards went to another provider, since the first one failed", done.shards_replaced);
+            line!(
+                out,
+                "{} shards went to another provider, since the first one failed",
+                done.shards_replaced
+            );
         }
     })
 }
@@ -164,10 +169,11 @@ pub(super) async fn get(context: &Context, args: GetArgs) -> anyhow::Result<()> 
     bar.finish_and_clear();
     let resumed_bytes = resumed?;
     let result = serde_json::json!({"name": blob.name, "bytes": blob.bytes, "file": output, "resumed_bytes": resumed_bytes});
-    context.print(&result, |_| {
-        println!("{}: {} written to {}", blob.name, super::show::bytes(blob.bytes), output.display());
+    context.print(&result, |_, out| {
+        line!(out, "{}: {} written to {}", blob.name, super::show::bytes(blob.bytes), output.display());
         if resumed_bytes > 0 {
-            println!(
+            line!(
+                out,
                 "{} were already there from a get that was cut short",
                 super::show::bytes(resumed_bytes)
             );

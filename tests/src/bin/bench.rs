@@ -33,10 +33,11 @@ fn main() -> anyhow::Result<()> {
     if args.get(1).is_some_and(|a| a == "raw-receiver") {
         return runtime()?.block_on(raw_receiver());
     }
-    println!("All figures are from one run on this machine; MiB/s. 'bound' is the slower of raw quinn and write+fsync.\n");
+    println!(
+        "All figures are from one run on this machine; MiB/s. 'bound' is the slower of raw quinn and write+fsync.\n"
+    );
     library_speeds();
     let raw = raw_quinn()?;
-    println!("raw quinn, {RAW_CONNECTIONS} connections          {raw:>8.0} MiB/s");
     for (k, parity) in [(4, 2), (10, 20)] {
         transfers(k, parity, "direct", raw)?;
     }
@@ -78,7 +79,9 @@ async fn raw_receiver() -> anyhow::Result<()> {
 
 /// MiB/s from this process to another over quinn, nothing else done.
 fn raw_quinn() -> anyhow::Result<f64> {
-    let mut receiver = Command::new(std::env::current_exe()?).arg("raw-receiver").stdout(Stdio::piped()).spawn()?;
+    let sender_before = cpu_seconds(std::process::id());
+    let mut receiver =
+        Command::new(std::env::current_exe()?).arg("raw-receiver").stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     let out = receiver.stdout.take().context("standard output is piped")?;
     std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)?;
@@ -111,9 +114,16 @@ fn raw_quinn() -> anyhow::Result<f64> {
         }
         anyhow::Ok(started.elapsed())
     });
+    let gib = RAW_BYTES as f64 / MIB / 1024.0;
+    let sender = (cpu_seconds(std::process::id()) - sender_before) / gib;
+    let receiver_cpu = cpu_seconds(receiver.id()) / gib;
     receiver.kill()?;
     receiver.wait()?;
-    Ok(RAW_BYTES as f64 / MIB / took?.as_secs_f64())
+    let speed = RAW_BYTES as f64 / MIB / took?.as_secs_f64();
+    println!(
+        "raw quinn, {RAW_CONNECTIONS} connections {speed:>8.0} MiB/s  CPU s per GiB: sender {sender:.1}, receiver {receiver_cpu:.1}"
+    );
+    Ok(speed)
 }
 
 /// MiB/s of writing and fsyncing `files` files of `file_bytes` bytes, four at a time.
@@ -144,7 +154,8 @@ fn write_fsync(dir: &Path, files: usize, file_bytes: usize) -> anyhow::Result<f6
 /// CPU seconds of process `pid` so far, from `/proc` (clock ticks of 10 ms), with those of its ended children.
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<f64> = stat.rsplit(')').next().unwrap_or("").split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+    let fields: Vec<f64> =
+        stat.rsplit(')').next().unwrap_or("").split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
     fields.get(11..15).map_or(0.0, |ticks| ticks.iter().sum::<f64>() / 100.0)
 }
 
@@ -175,7 +186,11 @@ fn transfers(k: usize, parity: usize, transport: &str, raw: f64) -> anyhow::Resu
     let file = net.file("source", BLOB_BYTES, 1);
     let path = file.to_str().context("paths are UTF-8")?;
     println!("\n{k}+{parity} over {transport}, 1 GiB");
-    println!("  write+fsync of {} files of {} MiB {disk:>10.0} MiB/s", segments * n, layout.shard_bytes() >> 20);
+    println!(
+        "  write+fsync of {} files of {} MiB {disk:>10.0} MiB/s",
+        segments * n,
+        layout.shard_bytes() >> 20
+    );
 
     let blob_mib = BLOB_BYTES as f64 / MIB;
     let code = format!("{k}+{parity}");
@@ -187,7 +202,9 @@ fn transfers(k: usize, parity: usize, transport: &str, raw: f64) -> anyhow::Resu
         let after = Cpu::now(&net);
         report(what, blob_mib, wire_factor, took, bound, &before, &after);
     };
-    timed("put", n as f64 / k as f64, &|| drop(net.client.ok(&["put", path, "--name", "a", "--code", &code])));
+    timed("put", n as f64 / k as f64, &|| {
+        drop(net.client.ok(&["put", path, "--name", "a", "--code", &code]))
+    });
     let copy = net.dir.path().join("copy");
     let target = copy.to_str().context("paths are UTF-8")?;
     timed("get", 1.0, &|| drop(net.client.ok(&["get", "a", "-o", target])));
@@ -197,7 +214,8 @@ fn transfers(k: usize, parity: usize, transport: &str, raw: f64) -> anyhow::Resu
     let before = received();
     let (url, token) = net.client.api();
     runtime()?.block_on(async {
-        let request = reqwest::Client::builder().no_proxy().build()?.get(format!("{url}/blobs/a")).bearer_auth(token);
+        let request =
+            reqwest::Client::builder().no_proxy().build()?.get(format!("{url}/blobs/a")).bearer_auth(token);
         let range = format!("bytes={}-{}", BLOB_BYTES / 2, BLOB_BYTES / 2 + (1 << 20) - 1);
         let middle = request.header("Range", range).send().await?.bytes().await?;
         ensure!(middle.len() == 1 << 20, "the range came back");
@@ -207,10 +225,19 @@ fn transfers(k: usize, parity: usize, transport: &str, raw: f64) -> anyhow::Resu
     Ok(())
 }
 
-fn report(what: &str, blob_mib: f64, wire_factor: f64, took: Duration, bound: f64, before: &Cpu, after: &Cpu) {
+fn report(
+    what: &str,
+    blob_mib: f64,
+    wire_factor: f64,
+    took: Duration,
+    bound: f64,
+    before: &Cpu,
+    after: &Cpu,
+) {
     let wire = blob_mib * wire_factor / took.as_secs_f64();
     let gib = blob_mib / 1024.0;
-    let (client, providers) = ((after.client - before.client) / gib, (after.providers - before.providers) / gib);
+    let (client, providers) =
+        ((after.client - before.client) / gib, (after.providers - before.providers) / gib);
     let command = (after.command - before.command) / gib;
     println!(
         "  {what}  {:>6.2} s  blob {:>6.0} MiB/s  wire {wire:>6.0} MiB/s  {:.2} of the bound  CPU s per GiB: client {client:.1}, providers {providers:.1}, command {command:.1}",
@@ -250,13 +277,18 @@ fn library_speeds() {
         shard.chunks(CELL_BYTES).for_each(|cell| hasher.update(cell));
         black_box(hasher.finalize().root());
     });
-    line("hash a shard, keeping group hashes", ours, speed(shard.len(), || {
-        black_box(blake3::hash(shard));
-    }));
+    line(
+        "hash a shard, keeping group hashes",
+        ours,
+        speed(shard.len(), || {
+            black_box(blake3::hash(shard));
+        }),
+    );
 
     let mut sealed = vec![0; CELL_BYTES];
     let cipher = key.cipher();
-    let ours = speed(RECORD_PLAINTEXT_BYTES, || cipher.seal(0, &plaintext[..RECORD_PLAINTEXT_BYTES], &mut sealed));
+    let ours =
+        speed(RECORD_PLAINTEXT_BYTES, || cipher.seal(0, &plaintext[..RECORD_PLAINTEXT_BYTES], &mut sealed));
     use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
     let bare = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).expect("a key of 32 bytes"));
     let body = sealed.len() - TAG_BYTES;

@@ -11,7 +11,8 @@ const PROVIDER_MAX_BYTES: u64 = 64 * MIB;
 fn peak_bytes(node: &Node) -> anyhow::Result<u64> {
     let pid = node.pid().context("the node runs")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the peak")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("the kernel tells the peak")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
 }
 
@@ -26,12 +27,25 @@ fn main() -> anyhow::Result<()> {
     let path = file.to_str().context("paths are UTF-8")?;
     net.client.ok(&["put", path, "--name", "a", "--code", "10+20"]);
     let after_put = peak_bytes(&net.client)?;
-    println!("client after put of 3 GiB at 10+20, peak      {:>4} MiB resident (at most 256)", after_put / MIB);
+    println!(
+        "client after put of 3 GiB at 10+20, peak      {:>4} MiB resident (at most 256)",
+        after_put / MIB
+    );
     let copy = net.dir.path().join("copy");
     net.client.ok(&["get", "a", "-o", copy.to_str().context("paths are UTF-8")?]);
     let after_get = peak_bytes(&net.client)?;
-    println!("client after get, peak                        {:>4} MiB resident (at most 256)", after_get / MIB);
-    let provider = net.providers.iter().map(peak_bytes).collect::<anyhow::Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+    println!(
+        "client after get, peak                        {:>4} MiB resident (at most 256)",
+        after_get / MIB
+    );
+    let provider = net
+        .providers
+        .iter()
+        .map(peak_bytes)
+        .collect::<anyhow::Result<Vec<_>>>()?
+        .into_iter()
+        .max()
+        .unwrap_or(0);
     println!("busiest provider, peak                        {:>4} MiB resident", provider / MIB);
 
     let hash = |path: &std::path::Path| -> anyhow::Result<blake3::Hash> {
