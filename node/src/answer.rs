@@ -30,7 +30,7 @@ use crate::shards::{Incoming, OpenShard, ShardError, Volume};
 use crate::transport::Wire;
 use crate::unix_now_s;
 
-/// How much of a shard is handed to the disk, or read from it, at once.
+/// How much of a shard is read from the disk at once.
 const BATCH_BYTES: usize = 512 * 1024;
 
 /// Why a session ended other than by the peer hanging up between requests.
@@ -278,7 +278,7 @@ impl Answerer {
             let following = batches.next().map(|items| read_batch(shard.clone(), items));
             let send = async {
                 ready.entries.iter().for_each(|entry| transcript.add(entry));
-                within(STALL_TIMEOUT, wire.send.write_all(&ready.bytes)).await
+                within(STALL_TIMEOUT, wire.send.write_bytes(std::mem::take(&mut ready.bytes).into())).await
             };
             let Some(following) = following else {
                 send.await?;
@@ -427,31 +427,41 @@ fn refusal(error: ShardError) -> Refusal {
 
 /// Moves the announced bytes from the wire to the file. After a disk error the rest is read and dropped.
 ///
-/// The transport receives ahead while a batch is written. Batches go to the disk one by one, so that a slow peer never holds
-/// a thread.
+/// The transport receives ahead while the disk writes. Only whole buffers go to a thread that may block, so that a slow peer never holds
+/// one.
 async fn receive(
     wire: &mut Wire,
     incoming: Incoming,
     shard_bytes: u64,
 ) -> Result<Result<Incoming, ShardError>, SessionEnd> {
-    let mut file = Ok(incoming);
+    let mut incoming = incoming;
     let mut left = shard_bytes as usize;
-    let mut buffer = vec![0; BATCH_BYTES.min(left)];
     while left > 0 {
-        buffer.truncate(left);
-        fill(wire, &mut buffer).await?;
-        left -= buffer.len();
-        file = match file {
-            Ok(mut incoming) => {
-                let write = move || (incoming.write(&buffer).map(|()| incoming), buffer);
-                let (written, again) = tokio::task::spawn_blocking(write).await?;
-                buffer = again;
-                written
+        let space = incoming.space();
+        let len = space.len();
+        fill(wire, space).await?;
+        left -= len;
+        let write = move || incoming.advance(len).map(|()| incoming);
+        incoming = match tokio::task::spawn_blocking(write).await? {
+            Ok(incoming) => incoming,
+            Err(error) => {
+                drain(wire, left).await?;
+                return Ok(Err(error));
             }
-            failed => failed,
         };
     }
-    Ok(file)
+    Ok(Ok(incoming))
+}
+
+/// Reads `left` bytes and drops them.
+async fn drain(wire: &mut Wire, mut left: usize) -> Result<(), SessionEnd> {
+    let mut buffer = vec![0; left.min(64 * 1024)];
+    while left > 0 {
+        let len = buffer.len().min(left);
+        fill(wire, &mut buffer[..len]).await?;
+        left -= len;
+    }
+    Ok(())
 }
 
 /// Fills `buffer`; each read has to make progress within the stall time.

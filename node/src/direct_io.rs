@@ -4,34 +4,79 @@
 //! what the machine's owner wants to keep there. With `O_DIRECT` (Linux, `open(2)`) the disk takes the bytes from this process; it wants
 //! memory, offsets and lengths in whole blocks, so bytes are gathered in an aligned buffer, and the last block is padded and
 //! then cut off. Where the file system cannot do it, the same writes go through the cache.
+//!
+//! Buffers are used again: fresh memory has to be zeroed by the kernel, which costs about as much as hashing it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 /// Alignment that every common disk and file system accepts.
 const BLOCK_BYTES: usize = 4096;
 /// How much is gathered before it is written.
-const BUFFER_MAX_BYTES: usize = 512 * 1024;
+const BUFFER_BYTES: usize = 512 * 1024;
+/// Most buffers kept for use again.
+const SPARE_BUFFERS_MAX: usize = 8;
+
+/// Memory whose useful part begins at a multiple of [`BLOCK_BYTES`].
+struct Buffer {
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let memory = vec![0; BUFFER_BYTES + BLOCK_BYTES];
+        let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+        Self { memory, start }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + BUFFER_BYTES]
+    }
+}
+
+/// Buffers that are not in use.
+#[derive(Default)]
+pub struct BufferPool(Mutex<Vec<Buffer>>);
+
+impl BufferPool {
+    fn take(&self) -> Buffer {
+        self.0.lock().expect("no holder panics").pop().unwrap_or_else(Buffer::new)
+    }
+
+    fn give(&self, buffer: Buffer) {
+        let mut spare = self.0.lock().expect("no holder panics");
+        if spare.len() < SPARE_BUFFERS_MAX {
+            spare.push(buffer);
+        }
+    }
+}
 
 /// A new file that is written from its start to its end, once.
 pub struct DirectWriter {
     file: File,
-    buffer: Vec<u8>,
-    /// Where the aligned part of the buffer begins.
-    start: usize,
+    /// There until the writer is dropped.
+    buffer: Option<Buffer>,
+    pool: Arc<BufferPool>,
     filled: usize,
-    capacity: usize,
     len: u64,
 }
 
+impl Drop for DirectWriter {
+    fn drop(&mut self) {
+        self.buffer.take().into_iter().for_each(|buffer| self.pool.give(buffer));
+    }
+}
+
 impl DirectWriter {
-    /// Makes the file, which must not exist. `expected_bytes` sizes the buffer.
+    /// Makes the file, which must not exist.
     ///
     /// # Errors
     /// When the file cannot be made.
-    pub fn create_new(path: &Path, expected_bytes: u64) -> io::Result<Self> {
+    pub fn create_new(path: &Path, pool: &Arc<BufferPool>) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
@@ -43,20 +88,37 @@ impl DirectWriter {
             }
             other => other?,
         };
-        let capacity = usize::try_from(expected_bytes).map_or(BUFFER_MAX_BYTES, |n| n.min(BUFFER_MAX_BYTES));
-        let capacity = capacity.next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES);
-        let buffer = vec![0; capacity + BLOCK_BYTES];
-        let start = buffer.as_ptr().align_offset(BLOCK_BYTES);
-        Ok(Self { file, buffer, start, filled: 0, capacity, len: 0 })
+        Ok(Self { file, buffer: Some(pool.take()), pool: pool.clone(), filled: 0, len: 0 })
+    }
+
+    fn buffer(&mut self) -> &mut [u8] {
+        self.buffer.as_mut().expect("there until dropped").bytes()
     }
 
     /// Writes what was gathered, padded to whole blocks.
     fn flush_blocks(&mut self) -> io::Result<()> {
         let padded = self.filled.next_multiple_of(BLOCK_BYTES);
-        self.buffer[self.start + self.filled..self.start + padded].fill(0);
-        self.file.write_all(&self.buffer[self.start..self.start + padded])?;
+        let buffer = self.buffer.as_mut().expect("there until dropped").bytes();
+        buffer[self.filled..padded].fill(0);
+        self.file.write_all(&buffer[..padded])?;
         self.filled = 0;
         Ok(())
+    }
+
+    /// Where the file's next bytes go, for callers that can put them there themselves; never empty.
+    pub fn space(&mut self) -> &mut [u8] {
+        let filled = self.filled;
+        &mut self.buffer()[filled..]
+    }
+
+    /// Takes the first `len` bytes of [`Self::space`].
+    ///
+    /// # Errors
+    /// When the disk fails or is full.
+    pub fn advance(&mut self, len: usize) -> io::Result<()> {
+        self.len += len as u64;
+        self.filled += len;
+        if self.filled == BUFFER_BYTES { self.flush_blocks() } else { Ok(()) }
     }
 
     /// Takes the file's next bytes.
@@ -64,16 +126,12 @@ impl DirectWriter {
     /// # Errors
     /// When the disk fails or is full.
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        self.len += bytes.len() as u64;
         while !bytes.is_empty() {
-            let take = bytes.len().min(self.capacity - self.filled);
-            let at = self.start + self.filled;
-            self.buffer[at..at + take].copy_from_slice(&bytes[..take]);
-            self.filled += take;
+            let space = self.space();
+            let take = bytes.len().min(space.len());
+            space[..take].copy_from_slice(&bytes[..take]);
             bytes = &bytes[take..];
-            if self.filled == self.capacity {
-                self.flush_blocks()?;
-            }
+            self.advance(take)?;
         }
         Ok(())
     }
@@ -82,13 +140,13 @@ impl DirectWriter {
     ///
     /// # Errors
     /// When the disk fails or is full; the file is then not to be trusted.
-    pub fn finish(mut self) -> io::Result<File> {
+    pub fn finish(&mut self) -> io::Result<&File> {
         if self.filled > 0 {
             self.flush_blocks()?;
         }
         self.file.set_len(self.len)?;
         self.file.sync_all()?;
-        Ok(self.file)
+        Ok(&self.file)
     }
 }
 
@@ -99,22 +157,19 @@ mod tests {
     #[test]
     fn files_of_any_length_are_written_as_given() {
         let dir = tempfile::tempdir().unwrap();
-        for len in
-            [0, 1, 4095, 4096, 4097, BUFFER_MAX_BYTES, BUFFER_MAX_BYTES + 1, 3 * BUFFER_MAX_BYTES + 12_345]
-        {
+        let pool = Arc::default();
+        for len in [0, 1, 4095, 4096, 4097, BUFFER_BYTES, BUFFER_BYTES + 1, 3 * BUFFER_BYTES + 12_345] {
             let content: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
             for piece in [1000, 65_536, len.max(1)] {
                 let path = dir.path().join(format!("{len}-{piece}"));
-                // A wrong expectation costs speed, nothing else.
-                let mut writer = DirectWriter::create_new(&path, piece as u64).unwrap();
+                let mut writer = DirectWriter::create_new(&path, &pool).unwrap();
                 content.chunks(piece).for_each(|part| writer.write(part).unwrap());
                 writer.finish().unwrap();
                 assert!(std::fs::read(&path).unwrap() == content, "{len} bytes in pieces of {piece}");
             }
         }
-        assert!(
-            DirectWriter::create_new(&dir.path().join("0-1"), 1).is_err(),
-            "an existing file is left alone"
-        );
+        assert_eq!(pool.0.lock().unwrap().len(), 1, "the buffer was used again");
+        let existing = DirectWriter::create_new(&dir.path().join("0-1"), &pool);
+        assert!(existing.is_err(), "an existing file is left alone");
     }
 }

@@ -21,7 +21,7 @@ use spare_proofs::segment::{SegmentCoder, SegmentError};
 
 use crate::catalog::{BlobEntry, RecipeAt};
 use crate::client::Client;
-use crate::limits::{HEDGE_AFTER, SEGMENTS_IN_FLIGHT};
+use crate::limits::{HEDGE_AFTER, SLICES_IN_FLIGHT};
 
 /// Why a blob cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -116,11 +116,11 @@ impl Reader {
         futures::stream::iter(slices)
             .map(move |slice| {
                 let this = self.clone();
-                // A task of its own, so that decoding one segment does not hold up fetching the next.
+                // A task of its own, so that decoding one slice does not hold up fetching the next.
                 let task = tokio::spawn(async move { this.read_slice(slice).await });
                 AbortOnDrop(task)
             })
-            .buffered(SEGMENTS_IN_FLIGHT)
+            .buffered(SLICES_IN_FLIGHT)
     }
 
     async fn read_slice(&self, slice: Slice) -> Result<Bytes, GetError> {

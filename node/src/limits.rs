@@ -57,8 +57,10 @@ pub const HEDGE_AFTER: Duration = Duration::from_millis(1500);
 pub const COOL_DOWN: Duration = Duration::from_secs(20);
 /// Rounds of replacing failed providers while a segment is placed.
 pub const PLACE_ROUNDS_MAX: usize = 4;
-/// Segments in flight during a put or a get: each holds at most about 40 MiB of plaintext.
+/// Segments in flight during a put: each holds at most about 40 MiB of plaintext.
 pub const SEGMENTS_IN_FLIGHT: usize = 2;
+/// Slices in flight during a get: each holds at most about 20 MiB of shards and as much plaintext.
+pub const SLICES_IN_FLIGHT: usize = 3;
 /// Cells queued for one shard's upload before the coder waits.
 pub const CELLS_QUEUED_MAX: usize = 4;
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use spare_market::keys::PublicKey;
 use spare_proofs::tree::{GROUP_BYTES, Root, Tree, TreeHasher};
 
-use crate::direct_io::DirectWriter;
+use crate::direct_io::{BufferPool, DirectWriter};
 use crate::limits::DISK_MARGIN_BYTES;
 use crate::meta::{Batch, Meta, MetaError, Table};
 
@@ -85,6 +85,7 @@ pub struct Volume {
     /// Disk taken by the folders above them.
     top_bytes: u64,
     next_incoming: AtomicU64,
+    buffers: Arc<BufferPool>,
 }
 
 /// How full a volume is. Bytes of disk.
@@ -157,6 +158,7 @@ impl Volume {
             folder_bytes,
             top_bytes,
             next_incoming: AtomicU64::new(0),
+            buffers: Arc::default(),
         };
         Ok(volume)
     }
@@ -188,7 +190,7 @@ impl Volume {
         }
         let number = self.next_incoming.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("incoming").join(number.to_string());
-        let file = DirectWriter::create_new(&path, shard_bytes + hashes_bytes)?;
+        let file = DirectWriter::create_new(&path, &self.buffers)?;
         Ok(Incoming {
             file,
             path: TemporaryPath(path),
@@ -294,14 +296,22 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Writes the next bytes. Blocks.
+    /// Where the shard's next bytes go; empty when it is whole.
+    pub fn space(&mut self) -> &mut [u8] {
+        let left = usize::try_from(self.shard_bytes - self.written_bytes).unwrap_or(usize::MAX);
+        let space = self.file.space();
+        let len = space.len().min(left);
+        &mut space[..len]
+    }
+
+    /// Takes the first `len` bytes of [`Self::space`]. Blocks.
     ///
     /// # Errors
     /// When the disk fails; a full disk is [`ShardError::NoRoom`].
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ShardError> {
-        self.hasher.update(bytes);
-        self.written_bytes += bytes.len() as u64;
-        let written = self.file.write(bytes);
+    pub fn advance(&mut self, len: usize) -> Result<(), ShardError> {
+        self.hasher.update(&self.file.space()[..len]);
+        self.written_bytes += len as u64;
+        let written = self.file.advance(len);
         written.map_err(|e| full_or(e, self.reservation.bytes))
     }
 
@@ -318,14 +328,13 @@ impl Incoming {
         let hashes: Vec<u8> = tree.groups().iter().flatten().copied().collect();
         let full_or = |e| full_or(e, self.reservation.bytes);
         self.file.write(&hashes).map_err(full_or)?;
-        let file = self.file.finish().map_err(full_or)?;
+        let file_disk_bytes = disk_bytes(&self.file.finish().map_err(full_or)?.metadata()?);
         let root = tree.root();
         let volume = self.reservation.volume.clone();
         let key = key(owner, &root);
         if volume.meta.get::<ShardRecord>(Table::Shards, &key)?.is_some() {
             return Ok(root);
         }
-        let file_disk_bytes = disk_bytes(&file.metadata()?);
         let name = file_name(owner, &root);
         volume.meta.note(Batch::default().put(Table::Pending, name.as_bytes(), &key))?;
         let path = volume.path(owner, &root);
@@ -406,7 +415,14 @@ mod tests {
 
     fn store(volume: &Arc<Volume>, bytes: &[u8]) -> Result<Root, ShardError> {
         let mut incoming = volume.begin(bytes.len() as u64)?;
-        incoming.write(bytes)?;
+        let mut left = bytes;
+        while !left.is_empty() {
+            let space = incoming.space();
+            let len = space.len();
+            space.copy_from_slice(&left[..len]);
+            left = &left[len..];
+            incoming.advance(len)?;
+        }
         incoming.commit(&OWNER, 7)
     }
 

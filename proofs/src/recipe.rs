@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cipher::{OpenError, Secret, SegmentKey, open_message, seal_message};
 use crate::encode::{DecodeError, from_bytes, to_bytes};
-use crate::geometry::{Geometry, SegmentLayout};
+use crate::geometry::{Geometry, RECORD_PLAINTEXT_BYTES, SegmentLayout};
 use crate::tree::Root;
 
 /// Longest sealed recipe: a blob of about 2 TiB at 10+20.
@@ -79,6 +79,9 @@ pub enum RecipeError {
     },
 }
 
+/// Most records read at once: half of the longest segment, so that a reader works on one part while the next ones arrive.
+pub const SLICE_RECORDS_MAX: usize = 320;
+
 /// A run of a segment that a read of the blob needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
@@ -106,19 +109,22 @@ impl RecipeV1 {
         (0..self.segments.len()).map(|i| (self.layout(i).shard_bytes() * self.geometry.n()) as u64).sum()
     }
 
-    /// The segment runs that make up blob bytes `start..end`, in order.
+    /// The segment runs that make up blob bytes `start..end`, in order. Each lies within [`SLICE_RECORDS_MAX`] records, cut at rows.
     pub fn slices(&self, start: u64, end: u64) -> Vec<Slice> {
+        let rows = (SLICE_RECORDS_MAX / self.geometry.k()).max(1);
+        let stride = rows * self.geometry.k() * RECORD_PLAINTEXT_BYTES;
         let mut at = 0;
         let mut slices = Vec::new();
         for extent in &self.extents {
             let (from, to) = (start.max(at), end.min(at + u64::from(extent.len)));
             if from < to {
                 let base = u64::from(extent.offset);
-                slices.push(Slice {
-                    segment: extent.segment as usize,
-                    start: (base + from - at) as usize,
-                    end: (base + to - at) as usize,
-                });
+                let (mut start, end) = ((base + from - at) as usize, (base + to - at) as usize);
+                while start < end {
+                    let cut = end.min((start / stride + 1) * stride);
+                    slices.push(Slice { segment: extent.segment as usize, start, end: cut });
+                    start = cut;
+                }
             }
             at += u64::from(extent.len);
         }
@@ -208,6 +214,24 @@ mod tests {
             [Slice { segment: 0, start: 90, end: 100 }, Slice { segment: 1, start: 10, end: 15 }]
         );
         assert!(recipe().slices(140, 200).is_empty());
+    }
+
+    #[test]
+    fn long_slices_are_cut_between_rows() {
+        let geometry = Geometry::new(3, 2).unwrap();
+        let len = geometry.segment_plaintext_max_bytes() as u32;
+        let key = SegmentKey::for_plaintext(&Secret::new([1; 32]), 0, b"");
+        let segment = SegmentRecipe { key, plaintext_bytes: len, roots: vec![Root::of(b""); 5] };
+        let extents = vec![Extent { segment: 0, offset: 0, len }];
+        let recipe = RecipeV1 { geometry, segments: vec![segment], extents };
+        let slices = recipe.slices(7, u64::from(len) - 7);
+        assert_eq!((slices[0].start, slices.last().unwrap().end), (7, len as usize - 7));
+        for pair in slices.windows(2) {
+            assert_eq!(pair[0].end, pair[1].start);
+            assert_eq!(pair[0].end % (3 * RECORD_PLAINTEXT_BYTES), 0, "no row is read twice");
+        }
+        let (records, _) = recipe.layout(0).locate(slices[0].start, slices[0].end);
+        assert!(records.len() <= SLICE_RECORDS_MAX);
     }
 
     #[test]

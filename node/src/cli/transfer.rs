@@ -181,12 +181,40 @@ pub(super) async fn get(context: &Context, args: GetArgs) -> anyhow::Result<()> 
     })
 }
 
+/// How much is written before the disk is told to begin with it.
+const FLUSH_EVERY_BYTES: usize = 64 << 20;
+
+/// Has what was written so far go to the disk while more arrives, so that little is left to wait for at the end.
+struct FlushAhead {
+    file: std::sync::Arc<std::fs::File>,
+    unflushed_bytes: usize,
+    flushing: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl FlushAhead {
+    fn new(file: &std::fs::File) -> std::io::Result<Self> {
+        Ok(Self { file: std::sync::Arc::new(file.try_clone()?), unflushed_bytes: 0, flushing: None })
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.unflushed_bytes += bytes;
+        let busy = self.flushing.as_ref().is_some_and(|task| !task.is_finished());
+        if self.unflushed_bytes >= FLUSH_EVERY_BYTES && !busy {
+            self.unflushed_bytes = 0;
+            let file = self.file.clone();
+            // An error shows again when the whole file is synced.
+            self.flushing = Some(tokio::task::spawn_blocking(move || drop(file.sync_data())));
+        }
+    }
+}
+
 /// Downloads into a part file, resuming as long as there is progress, and renames it when it is whole and durable.
 async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &ProgressBar) -> anyhow::Result<u64> {
     let part = Part::of(output);
     let (mut file, resumed_bytes) = part.open(&blob.id)?;
     let mut have = resumed_bytes;
     let mut tries = 0;
+    let mut flush = FlushAhead::new(&file)?;
     while have < blob.bytes {
         bar.set_position(have);
         let before = have;
@@ -208,6 +236,7 @@ async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &Progres
                         .with_context(|| format!("cannot write {}", part.file.display()))?;
                     have += piece.len() as u64;
                     bar.set_position(have);
+                    flush.wrote(piece.len());
                 }
             }
         };
