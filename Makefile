@@ -17,7 +17,7 @@ help:
 
 # The bindings of RocksDB are generated with libclang; RocksDB itself and AWS-LC need a C and C++ compiler.
 setup:
-	@if ! ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 && [ -z "$$LIBCLANG_PATH" ]; then \
+	@if [ -z "$$LIBCLANG_PATH" ] && ! find /usr/lib /usr/local/lib -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' 2>/dev/null | grep -q .; then \
 	  echo "installing libclang-dev"; \
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends libclang-dev >/dev/null; \
 	fi
