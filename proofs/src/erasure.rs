@@ -12,24 +12,41 @@ use reed_solomon_erasure::galois_8::ReedSolomon;
 
 use crate::geometry::Geometry;
 
-/// This build's coder needs instructions that the processor lacks.
+/// This build's coder may need instructions that the processor lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "this program was built for processors with AVX2, which this one lacks; \
-     rebuild it with RUST_REED_SOLOMON_ERASURE_ARCH=x86-64-v2"
-)]
-pub struct ProcessorError;
+pub enum ProcessorError {
+    /// The processor is older than the build.
+    #[error(
+        "this program was built for processors with AVX2, BMI2 and FMA (x86-64-v3), which this one lacks; \
+         rebuild it with RUST_REED_SOLOMON_ERASURE_ARCH=x86-64-v2"
+    )]
+    TooOld,
+    /// The build names an instruction set that nobody checks.
+    #[error("this program was built with RUST_REED_SOLOMON_ERASURE_ARCH={0}; use x86-64-v2 or x86-64-v3")]
+    Unknown(&'static str),
+}
 
 /// Refuses to run on a processor that would crash in the coder.
 ///
 /// # Errors
-/// [`ProcessorError`] on an x86-64 processor without AVX2.
+/// [`ProcessorError`] on an x86-64 processor that lacks what the coder was built for.
 pub fn check_processor() -> Result<(), ProcessorError> {
     #[cfg(target_arch = "x86_64")]
-    if option_env!("RUST_REED_SOLOMON_ERASURE_ARCH") != Some("x86-64-v2")
-        && !std::arch::is_x86_feature_detected!("avx2")
-    {
-        return Err(ProcessorError);
+    match option_env!("RUST_REED_SOLOMON_ERASURE_ARCH") {
+        Some("x86-64" | "x86-64-v2") => {}
+        None | Some("haswell" | "x86-64-v3") => {
+            use std::arch::is_x86_feature_detected as has;
+            if !(has!("avx2")
+                && has!("bmi1")
+                && has!("bmi2")
+                && has!("fma")
+                && has!("lzcnt")
+                && has!("movbe"))
+            {
+                return Err(ProcessorError::TooOld);
+            }
+        }
+        Some(other) => return Err(ProcessorError::Unknown(other)),
     }
     Ok(())
 }

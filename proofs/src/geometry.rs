@@ -7,12 +7,15 @@
 //! ```
 //!
 //! All rows but the last are full. The last row's sealed bytes are split evenly into k smaller cells, zero-padded
-//! to a common length, so one plaintext byte costs n tiny shards and not n full cells.
+//! to a common length, so one plaintext byte costs n tiny shards and not n full cells. A cell has 32 bytes at least: whitened, no two
+//! shards are then alike by chance, and nobody finds a shard's bytes by trying out what has its root.
 
 use serde::{Deserialize, Serialize};
 
 /// Length of a full cell, and of a full sealed record, in bytes.
 pub const CELL_BYTES: usize = 64 * 1024;
+/// Length of the smallest cell, in bytes.
+pub const CELL_MIN_BYTES: usize = 32;
 /// Length of the AES-GCM tag that ends each record, in bytes.
 pub const TAG_BYTES: usize = 16;
 /// Plaintext that one full record carries, in bytes.
@@ -84,7 +87,8 @@ impl Geometry {
 
     /// Rows of the largest segment under this code.
     fn rows_max(self) -> usize {
-        (SEGMENT_RECORDS_MAX / self.k()).max(1)
+        // At least two, since k is below 255.
+        SEGMENT_RECORDS_MAX / self.k()
     }
 
     /// Plaintext of the largest segment under this code, in bytes: at most 40 MiB.
@@ -161,7 +165,7 @@ impl SegmentLayout {
         assert!(r < self.rows(), "row {r} of {}", self.rows());
         let sealed_offset = r * self.row_bytes();
         let sealed_bytes = (self.sealed_bytes() - sealed_offset).min(self.row_bytes());
-        let cell_bytes = sealed_bytes.div_ceil(self.geometry.k());
+        let cell_bytes = sealed_bytes.div_ceil(self.geometry.k()).max(CELL_MIN_BYTES);
         Row { sealed_offset, sealed_bytes, cell_bytes, shard_offset: r * CELL_BYTES }
     }
 
@@ -221,7 +225,7 @@ mod tests {
     #[test]
     fn one_byte_costs_tiny_shards() {
         let layout = Geometry::new(10, 20).unwrap().segment(1);
-        assert_eq!((layout.sealed_bytes(), layout.shard_bytes()), (17, 2));
+        assert_eq!((layout.sealed_bytes(), layout.shard_bytes()), (17, CELL_MIN_BYTES));
         assert_eq!(Geometry::new(10, 20).unwrap().segment(0).shard_bytes(), 0);
     }
 

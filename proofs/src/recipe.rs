@@ -13,8 +13,10 @@ use crate::encode::{DecodeError, from_bytes, to_bytes};
 use crate::geometry::{Geometry, RECORD_PLAINTEXT_BYTES, SegmentLayout};
 use crate::tree::Root;
 
-/// Longest sealed recipe: a blob of about 2 TiB at 10+20.
-pub const SEALED_MAX_BYTES: usize = 64 << 20;
+/// Longest recipe, before it is sealed: a blob of about 2.5 TiB at 10+20.
+pub const RECIPE_MAX_BYTES: usize = 64 << 20;
+/// Most that a segment adds to a recipe beside its roots: key, lengths and extent as varints.
+const SEGMENT_OVERHEAD_MAX_BYTES: usize = 64;
 
 /// A recipe, by version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,8 +81,14 @@ pub enum RecipeError {
     },
 }
 
-/// Most records read at once: half of the longest segment, so that a reader works on one part while the next ones arrive.
-pub const SLICE_RECORDS_MAX: usize = 320;
+/// Most records read at once, or one row where that is more: a quarter of the longest segment, so that a reader works on one part while
+/// the next ones arrive.
+pub const SLICE_RECORDS_MAX: usize = 160;
+
+/// Most segments of a blob under `geometry`, so that its recipe can always be opened again.
+pub fn segments_max(geometry: Geometry) -> usize {
+    RECIPE_MAX_BYTES / (geometry.n() * 32 + SEGMENT_OVERHEAD_MAX_BYTES) - 1
+}
 
 /// A run of a segment that a read of the blob needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +117,7 @@ impl RecipeV1 {
         (0..self.segments.len()).map(|i| (self.layout(i).shard_bytes() * self.geometry.n()) as u64).sum()
     }
 
-    /// The segment runs that make up blob bytes `start..end`, in order. Each lies within [`SLICE_RECORDS_MAX`] records, cut at rows.
+    /// The segment runs that make up blob bytes `start..end`, in order, cut at rows. Each lies within [`SLICE_RECORDS_MAX`] records or one row.
     pub fn slices(&self, start: u64, end: u64) -> Vec<Slice> {
         let rows = (SLICE_RECORDS_MAX / self.geometry.k()).max(1);
         let stride = rows * self.geometry.k() * RECORD_PLAINTEXT_BYTES;
@@ -167,7 +175,7 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] when the bytes are not a recipe sealed under this key.
     pub fn open(recipe_key: &Secret, sealed: &[u8]) -> Result<Self, RecipeError> {
-        let recipe: Self = from_bytes(&open_message(recipe_key, sealed)?, SEALED_MAX_BYTES)?;
+        let recipe: Self = from_bytes(&open_message(recipe_key, sealed)?, RECIPE_MAX_BYTES)?;
         let Self::V1(v1) = &recipe;
         v1.check()?;
         Ok(recipe)
@@ -205,6 +213,20 @@ mod tests {
     }
 
     const GOLDEN_HASH: &str = "dabbca5d7d2dfe6ba20900b952490c96b3a9e2272c8a717f7ce71fd05e5ca609";
+
+    #[test]
+    fn the_longest_recipe_can_be_opened() {
+        let geometry = Geometry::new(100, 155).unwrap();
+        let plaintext_bytes = geometry.segment_plaintext_max_bytes() as u32;
+        let key = SegmentKey::for_plaintext(&Secret::new([1; 32]), 0, b"");
+        let segments = segments_max(geometry);
+        let segment = SegmentRecipe { key, plaintext_bytes, roots: vec![Root::of(b""); 255] };
+        let extents =
+            (0..segments as u32).map(|segment| Extent { segment, offset: 0, len: plaintext_bytes }).collect();
+        let recipe = RecipeV1 { geometry, segments: vec![segment; segments], extents };
+        let bytes = to_bytes(&Recipe::V1(recipe)).len();
+        assert!((RECIPE_MAX_BYTES * 9 / 10..=RECIPE_MAX_BYTES).contains(&bytes), "{bytes}");
+    }
 
     #[test]
     fn slices_cross_extents() {

@@ -8,6 +8,9 @@
 //! node = H(node domain, left bytes, left hash, right bytes, right hash),  bytes = left bytes + right bytes, checked
 //! ```
 //!
+//! The order of members is checked where a tree is built, not in proofs: a set's root means something because two parties that both
+//! know the members have signed it. A tree that one party built alone may count a shard twice.
+//!
 //! Hashing the children's sums, not only their total, is what keeps a prover from moving bytes between subtrees
 //! (Dagher et al., *Provisions*, 2015, and the flaw of Maxwell's first sum-tree found by Hu et al., 2019).
 

@@ -438,6 +438,9 @@ impl Verifier {
     }
 }
 
+/// Longest shard that openings are checked for: far above any, and far below where lengths overflow.
+const OPENED_MAX_BYTES: u64 = 1 << 60;
+
 /// One leaf of a shard with the hashes beside its path: proof that the holder has these bytes.
 ///
 /// For a shard of 4 MiB this is 1,024 bytes of leaf and 12 hashes.
@@ -455,6 +458,9 @@ impl Opening {
     /// # Errors
     /// [`VerifyError`] when it does not.
     pub fn verify(&self, root: Root, shard_bytes: u64, leaf_index: u64) -> Result<(), VerifyError> {
+        if shard_bytes > OPENED_MAX_BYTES {
+            return Err(VerifyError::OutOfRange);
+        }
         let offset = leaf_index.checked_mul(LEAF_BYTES as u64).ok_or(VerifyError::OutOfRange)?;
         if offset >= shard_bytes.max(1) {
             return Err(VerifyError::OutOfRange);
@@ -646,10 +652,16 @@ mod tests {
 
         #[test]
         fn openings_from_strangers_never_panic(
-            leaf in proptest::collection::vec(any::<u8>(), 0..1100), path in proptest::collection::vec(any::<[u8; 32]>(), 0..70),
-            len in any::<u64>(), index in any::<u64>()
+            magnitude in 0u32..64, low in any::<u64>(), leaf in any::<u64>(), cut in 0usize..3
         ) {
-            let _ = Opening { leaf, path }.verify(Root::from_bytes([1; 32]), len, index);
+            // A leaf and a path of the lengths that fit, so that the hashes are reached, and some that do not.
+            let len = (1u64 << magnitude) | (low & ((1u64 << magnitude) - 1));
+            let index = leaf % len.div_ceil(LEAF_BYTES as u64);
+            let leaf_bytes = (len - index * LEAF_BYTES as u64).min(LEAF_BYTES as u64) as usize;
+            let turns = if len <= OPENED_MAX_BYTES { turns_to(index * LEAF_BYTES as u64, len).len() } else { 60 };
+            let opening = Opening { leaf: vec![7; leaf_bytes], path: vec![[9; 32]; turns.saturating_sub(cut)] };
+            prop_assert!(opening.verify(Root::from_bytes([1; 32]), len, index).is_err());
+            prop_assert!(opening.verify(Root::from_bytes([1; 32]), low, leaf).is_err());
         }
     }
 }
