@@ -10,8 +10,10 @@ use crate::signed::{Signable, SignedBytes};
 pub const OPERATOR_MAX_BYTES: usize = 64;
 /// Most addresses of each kind in an ask.
 pub const ADDRESSES_MAX: usize = 8;
+/// Longest libp2p address in an ask, in bytes of text.
+pub const ADDRESS_MAX_BYTES: usize = 128;
 /// Longest time from signing that an ask may claim to hold, in seconds.
-pub const VALIDITY_MAX_S: u64 = 24 * 3600;
+pub const VALIDITY_MAX_S: u64 = 3600;
 
 /// A provider's signed offer, signed by its node key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +45,7 @@ pub struct AskV1 {
 
 impl Signable for Ask {
     const DOMAIN: &'static str = "spare 2026 ask v1";
-    const MAX_BYTES: usize = 4096;
+    const MAX_BYTES: usize = 2048;
 }
 
 /// Why an ask is refused.
@@ -74,6 +76,10 @@ impl AskV1 {
         let bounded = self.operator.len() <= OPERATOR_MAX_BYTES
             && self.direct.len() <= ADDRESSES_MAX
             && self.libp2p.len() <= ADDRESSES_MAX
+            && self
+                .libp2p
+                .iter()
+                .all(|a| a.len() <= ADDRESS_MAX_BYTES && a.bytes().all(|b| b.is_ascii_graphic()))
             && self.free_bytes <= self.offered_bytes;
         if bounded && printable { Ok(()) } else { Err(AskError::Bounds) }
     }

@@ -6,7 +6,11 @@
 //! providers may drop those.
 //!
 //! A provider accepts only the entry that follows its newest one, or one that replaces everything; so a copy is always
-//! a gapless run from its base, and two writers cannot both extend the same entry unnoticed.
+//! a gapless run from its base. A provider cannot tell a base that continues its copy from one of another writer. The client can, since it
+//! remembers the hash of each entry that it ever wrote or took over, and it pushes only onto a copy whose end it knows.
+//!
+//! Signatures say who wrote an entry, not that it belongs to the log: the seal does. A body opens only in the place that it was sealed
+//! for ([`IndexEntryV1::place`]), under a key that no provider has.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +19,7 @@ use crate::signed::Signable;
 /// Longest sealed body of one entry, in bytes.
 pub const BODY_MAX_BYTES: usize = 8 << 20;
 
-/// One entry of an account's index log, signed by the account or a node it granted to.
+/// One entry of an account's index log, signed by the node that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IndexEntry {
     /// The first version.
@@ -31,8 +35,19 @@ pub struct IndexEntryV1 {
     pub base: u64,
     /// The hash of entry `seq - 1`, or zeros before the first.
     pub previous: [u8; 32],
-    /// The change, sealed under the client's index key.
+    /// The change, sealed under the client's index key for this place in the log.
     pub body: Vec<u8>,
+}
+
+impl IndexEntryV1 {
+    /// The place in the log that a body is sealed for: number, base and what came before.
+    pub fn place(seq: u64, base: u64, previous: &[u8; 32]) -> [u8; 48] {
+        let mut place = [0; 48];
+        place[..8].copy_from_slice(&seq.to_le_bytes());
+        place[8..16].copy_from_slice(&base.to_le_bytes());
+        place[16..].copy_from_slice(previous);
+        place
+    }
 }
 
 impl Signable for IndexEntry {

@@ -139,11 +139,17 @@ struct Matching<'a> {
 impl<'a> Matching<'a> {
     /// Takes one more candidate and grows the matching if it now can.
     fn add(&mut self, candidate: &'a Candidate) {
-        self.drawn.entry(&candidate.operator).or_default().push(candidate);
+        let operators = self.drawn.entry(&candidate.operator).or_default();
+        if operators.iter().any(|known| known.subnet == candidate.subnet) {
+            return;
+        }
+        operators.push(candidate);
         let matched: HashSet<&str> = self.by_subnet.values().map(|c| c.operator.as_str()).collect();
         let unmatched: Vec<&str> = self.drawn.keys().copied().filter(|o| !matched.contains(o)).collect();
+        // Networks from which one search found no way are dead ends for the next one, too.
+        let mut seen = HashSet::new();
         for operator in unmatched {
-            if self.augment(operator, &mut HashSet::new()) {
+            if self.augment(operator, &mut seen) {
                 return;
             }
         }
@@ -198,7 +204,18 @@ impl Placement {
     pub fn holders(&self, index: usize) -> Vec<PublicKey> {
         let Self::V1 { providers, segments } = self;
         let shards = segments.get(index).map(Vec::as_slice).unwrap_or_default();
-        shards.iter().filter_map(|i| providers.get(usize::from(*i)).copied()).collect()
+        // A holder that is left out would shift the others to shards that they do not hold.
+        shards
+            .iter()
+            .map(|i| providers.get(usize::from(*i)).copied())
+            .collect::<Option<_>>()
+            .unwrap_or_default()
+    }
+
+    /// Whether this is a placement of `segments` segments of `shards` shards each.
+    pub fn fits(&self, segments: usize, shards: usize) -> bool {
+        let Self::V1 { segments: placed, .. } = self;
+        placed.len() == segments && (0..segments).all(|s| self.holders(s).len() == shards)
     }
 }
 
@@ -261,10 +278,39 @@ mod tests {
         assert_eq!(placement.holders(1), holders[1]);
         assert!(placement.holders(2).is_empty());
         let wild = Placement::V1 { providers: vec![key(1)], segments: vec![vec![9, 0]] };
-        assert_eq!(wild.holders(0), [key(1)], "a position beyond the list is nobody");
+        assert!(wild.holders(0).is_empty(), "a position beyond the list is nobody, and nobody else moves up");
+        assert!(placement.fits(2, 2) && !placement.fits(2, 3) && !placement.fits(1, 2) && !wild.fits(1, 2));
+    }
+
+    /// Most shards that can be placed: the largest matching of operators with networks, by trying everything.
+    fn largest(pairs: &[(u8, u8)], operators: &mut Vec<u8>, subnets: &mut Vec<u8>) -> usize {
+        let Some(((operator, subnet), rest)) = pairs.split_first() else { return 0 };
+        let without = largest(rest, operators, subnets);
+        if operators.contains(operator) || subnets.contains(subnet) {
+            return without;
+        }
+        operators.push(*operator);
+        subnets.push(*subnet);
+        let with = 1 + largest(rest, operators, subnets);
+        operators.pop();
+        subnets.pop();
+        with.max(without)
     }
 
     proptest! {
+        #[test]
+        fn as_many_are_placed_as_can_be(pairs in prop::collection::vec((0u8..5, 0u8..5), 1..12), seed in any::<[u8; 32]>()) {
+            let all: Vec<Candidate> =
+                pairs.iter().enumerate().map(|(i, (o, s))| candidate(i as u8, &o.to_string(), *s, 1000)).collect();
+            let most = largest(&pairs, &mut Vec::new(), &mut Vec::new());
+            let chosen = choose(&all, &[], most, 1, &seed).unwrap();
+            let operators: HashSet<_> = chosen.iter().map(|c| &c.operator).collect();
+            let subnets: HashSet<_> = chosen.iter().map(|c| c.subnet).collect();
+            prop_assert_eq!((chosen.len(), operators.len(), subnets.len()), (most, most, most));
+            let error = choose(&all, &[], most + 1, 1, &seed).unwrap_err();
+            prop_assert_eq!(error.found, most);
+        }
+
         #[test]
         fn a_choice_repeats_with_its_seed_and_not_with_the_order(count in 3usize..40, seed in any::<[u8; 32]>()) {
             let all: Vec<Candidate> = (0..count).map(|i| candidate(i as u8, &i.to_string(), i as u8, 1000 + i as u64)).collect();
