@@ -1,15 +1,17 @@
 //! Answering other peers: the serving side of `spare/1`.
 //!
-//! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, sessions are
-//! bounded in all and per peer, and whatever is unfinished when a peer goes away is undone.
+//! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, and each transfer as a whole;
+//! sessions are bounded in all, per peer and per network, and whatever is unfinished when a peer goes away is undone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use spare_market::grant::{Authority, Scope};
 use spare_market::index::IndexEntry;
 use spare_market::keys::{PublicKey, SigningSecret};
+use spare_market::placement::Subnet;
 use spare_market::receipt::{Receipt, Transcript};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_proofs::encode::from_bytes;
@@ -23,15 +25,12 @@ use crate::frames::{
 };
 use crate::index_log::{AppendError, IndexLogs};
 use crate::limits::{
-    DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, SESSIONS_MAX, SESSIONS_PER_PEER_MAX, SHARD_MAX_BYTES,
-    STALL_TIMEOUT,
+    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, SESSIONS_MAX,
+    SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout, count_down,
 };
-use crate::shards::{Incoming, OpenShard, ShardError, Volume};
+use crate::shards::{Incoming, OpenShard, READ_MAX_BYTES, ShardError, Volume};
 use crate::transport::Wire;
 use crate::unix_now_s;
-
-/// How much of a shard is read from the disk at once.
-const BATCH_BYTES: usize = 512 * 1024;
 
 /// Why a session ended other than by the peer hanging up between requests.
 #[derive(Debug, thiserror::Error)]
@@ -62,24 +61,32 @@ pub struct Answerer {
     volume: Option<Arc<Volume>>,
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
-    sessions: Mutex<HashMap<PublicKey, usize>>,
+    sessions: Mutex<Sessions>,
+    /// Index entries on their way, each of which is in memory whole.
+    index_transfers: tokio::sync::Semaphore,
+}
+
+/// Sessions served.
+#[derive(Default)]
+struct Sessions {
+    total: usize,
+    by_peer: HashMap<PublicKey, usize>,
+    by_subnet: HashMap<Subnet, usize>,
 }
 
 /// A place among the sessions served.
 struct Slot<'a> {
     answerer: &'a Answerer,
     peer: PublicKey,
+    subnet: Subnet,
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         let mut sessions = self.answerer.sessions.lock().expect("no holder panics");
-        if let Some(count) = sessions.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                sessions.remove(&self.peer);
-            }
-        }
+        sessions.total -= 1;
+        count_down(&mut sessions.by_peer, &self.peer);
+        count_down(&mut sessions.by_subnet, &self.subnet);
     }
 }
 
@@ -100,13 +107,14 @@ impl Answerer {
         logs: Arc<IndexLogs>,
         book: Arc<AskBook>,
     ) -> Self {
-        Self { network, node_key, grant, volume, logs, book, sessions: Mutex::default() }
+        let index_transfers = tokio::sync::Semaphore::new(INDEX_TRANSFERS_MAX);
+        Self { network, node_key, grant, volume, logs, book, sessions: Mutex::default(), index_transfers }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
     pub async fn serve(&self, wire: &mut Wire) {
         let peer = wire.peer;
-        let Some(_slot) = self.slot(peer) else {
+        let Some(_slot) = self.slot(peer, wire.remote_ip.into()) else {
             tracing::debug!(%peer, "a session was refused: too many");
             return;
         };
@@ -115,15 +123,20 @@ impl Answerer {
         }
     }
 
-    fn slot(&self, peer: PublicKey) -> Option<Slot<'_>> {
+    fn slot(&self, peer: PublicKey, subnet: Subnet) -> Option<Slot<'_>> {
         let mut sessions = self.sessions.lock().expect("no holder panics");
-        let total: usize = sessions.values().sum();
-        let count = sessions.entry(peer).or_default();
-        if total >= SESSIONS_MAX || *count >= SESSIONS_PER_PEER_MAX {
+        let by_peer = sessions.by_peer.get(&peer).copied().unwrap_or(0);
+        let by_subnet = sessions.by_subnet.get(&subnet).copied().unwrap_or(0);
+        if sessions.total >= SESSIONS_MAX
+            || by_peer >= SESSIONS_PER_PEER_MAX
+            || by_subnet >= SESSIONS_PER_SUBNET_MAX
+        {
             return None;
         }
-        *count += 1;
-        Some(Slot { answerer: self, peer })
+        sessions.total += 1;
+        sessions.by_peer.insert(peer, by_peer + 1);
+        sessions.by_subnet.insert(subnet, by_subnet + 1);
+        Some(Slot { answerer: self, peer, subnet })
     }
 
     async fn session(&self, wire: &mut Wire) -> Result<(), SessionEnd> {
@@ -228,7 +241,8 @@ impl Answerer {
             Err(refusal) => return Ok(Err(refusal)),
         };
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
-        let incoming = match receive(wire, incoming, shard_bytes).await? {
+        let received = within(bulk_timeout(shard_bytes), receive(wire, incoming, shard_bytes)).await?;
+        let incoming = match received {
             Ok(incoming) => incoming,
             Err(error) => return Ok(Err(refusal(error))),
         };
@@ -274,11 +288,15 @@ impl Answerer {
             Err(error) => return Ok(Err(refusal(error))),
         };
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Reading { shard_bytes })).await?;
+        let ends_at = tokio::time::Instant::now() + bulk_timeout(shard_bytes);
         loop {
+            if tokio::time::Instant::now() > ends_at {
+                return Err(SessionEnd::Silent);
+            }
             let following = batches.next().map(|items| read_batch(shard.clone(), items));
             let send = async {
                 ready.entries.iter().for_each(|entry| transcript.add(entry));
-                within(STALL_TIMEOUT, wire.send.write_bytes(std::mem::take(&mut ready.bytes).into())).await
+                within(STALL_TIMEOUT, wire.send.write_pieces(&mut ready.pieces)).await
             };
             let Some(following) = following else {
                 send.await?;
@@ -354,9 +372,10 @@ impl Answerer {
         if len as usize > max {
             return Ok(Err(Refusal::new(RefusalCode::TooLarge, format!("an entry has at most {max} bytes"))));
         }
+        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many_entries())) };
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
         let mut bytes = vec![0; len as usize];
-        within(STALL_TIMEOUT, wire.recv.read_exact(&mut bytes)).await?;
+        within(bulk_timeout(len.into()), fill(wire, &mut bytes)).await?;
         let bad = |why: String| Refusal::new(RefusalCode::BadIndexEntry, why);
         // The signer may be an earlier node of the account: whoever writes next also carries old entries to lagging copies.
         let checked = from_bytes::<SignedBytes>(&bytes, max)
@@ -371,6 +390,7 @@ impl Answerer {
             tokio::task::spawn_blocking(move || logs.append(&account, &entry, Default::default())).await?;
         Ok(appended.map(|_| Response::Done).map_err(|error| match error {
             AppendError::Meta(error) => refusal(error.into()),
+            full @ AppendError::NoRoom => Refusal::new(RefusalCode::NoRoom, full.to_string()),
             other => bad(other.to_string()),
         }))
     }
@@ -381,6 +401,7 @@ impl Answerer {
         authority: Option<&Authority>,
         seq: u64,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many_entries())) };
         let read = self.storage(authority, Scope::Read).and_then(|(account, _)| {
             let entry = self.logs.read(&account, seq).map_err(|e| refusal(e.into()))?;
             entry.ok_or_else(|| Refusal::new(RefusalCode::NotHere, format!("there is no entry {seq}")))
@@ -389,12 +410,26 @@ impl Answerer {
             Ok(entry) => spare_proofs::encode::to_bytes(&entry),
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let mut out = crate::frames::encode(&Response::IndexEntry { len: entry.len() as u32 });
-        out.extend_from_slice(&entry);
-        within(STALL_TIMEOUT, wire.send.write_all(&out)).await?;
-        within(STALL_TIMEOUT, wire.send.flush()).await?;
+        let announced = Response::IndexEntry { len: entry.len() as u32 };
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &announced)).await?;
+        let send = async {
+            for piece in entry.chunks(BULK_PIECE_BYTES) {
+                within(STALL_TIMEOUT, wire.send.write_all(piece)).await?;
+            }
+            within(STALL_TIMEOUT, wire.send.flush()).await
+        };
+        within(bulk_timeout(entry.len() as u64), send).await?;
         Ok(Ok(Response::Done))
     }
+
+    /// A place among the index entries on their way, if one is free before long.
+    async fn index_permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        timeout(HELLO_TIMEOUT, self.index_transfers.acquire()).await.ok()?.ok()
+    }
+}
+
+fn too_many_entries() -> Refusal {
+    Refusal::new(RefusalCode::Busy, "too many index entries are on their way")
 }
 
 fn account(authority: Option<&Authority>, scope: Scope) -> Result<PublicKey, Refusal> {
@@ -417,7 +452,9 @@ fn refusal(error: ShardError) -> Refusal {
     let code = match &error {
         ShardError::NoRoom { .. } => RefusalCode::NoRoom,
         ShardError::NotHere => RefusalCode::NotHere,
-        ShardError::Damaged(_) | ShardError::Io(_) | ShardError::Meta(_) => RefusalCode::Unavailable,
+        ShardError::Damaged(_) | ShardError::OtherVolume(_) | ShardError::Io(_) | ShardError::Meta(_) => {
+            RefusalCode::Unavailable
+        }
     };
     if code == RefusalCode::Unavailable {
         tracing::error!(%error, "storage failed");
@@ -477,19 +514,21 @@ async fn fill(wire: &mut Wire, mut buffer: &mut [u8]) -> Result<(), SessionEnd> 
 }
 
 /// A stretch of a verified stream, read from disk and checked.
+#[derive(Default)]
 struct Batch {
-    bytes: Vec<u8>,
+    /// What to send, in order.
+    pieces: Vec<Bytes>,
     /// What each item adds to the transcript.
     entries: Vec<Vec<u8>>,
 }
 
-/// Splits a plan so that each part reads at most about [`BATCH_BYTES`].
+/// Splits a plan so that the groups of each part are at most [`READ_MAX_BYTES`] long.
 fn batches(plan: &[Item]) -> Vec<Vec<Item>> {
     let mut all = vec![Vec::new()];
     let mut bytes = 0;
     for item in plan {
         if let Item::Group { len, .. } = item {
-            if bytes + len > BATCH_BYTES {
+            if bytes + len > READ_MAX_BYTES {
                 all.push(Vec::new());
                 bytes = 0;
             }
@@ -500,23 +539,34 @@ fn batches(plan: &[Item]) -> Vec<Vec<Item>> {
     all
 }
 
+/// Reads the groups of a part of a plan, which follow one another, and puts the hash pairs between them.
 async fn read_batch(
     shard: Arc<OpenShard>,
     items: Vec<Item>,
 ) -> Result<Result<Batch, ShardError>, SessionEnd> {
     let read = tokio::task::spawn_blocking(move || {
-        let mut batch =
-            Batch { bytes: Vec::with_capacity(BATCH_BYTES + 8192), entries: Vec::with_capacity(items.len()) };
+        let groups = || {
+            items.iter().filter_map(|i| {
+                if let Item::Group { offset, len } = i { Some((*offset, *len)) } else { None }
+            })
+        };
+        let Some((start, _)) = groups().next() else { return Ok(Batch::default()) };
+        let end = groups().next_back().map_or(start, |(offset, len)| offset + len as u64);
+        let (bytes, hashes) = shard.read_groups(start..end)?;
+        // Not copied: the pieces share the buffer, which is used again when the last one is sent.
+        let bytes = Bytes::from_owner(bytes);
+        let mut hashes = hashes.into_iter();
+        let mut batch = Batch::default();
         for item in items {
             match item {
                 Item::Pair(pair) => {
-                    batch.bytes.extend_from_slice(&pair);
+                    batch.pieces.push(Bytes::copy_from_slice(&pair));
                     batch.entries.push(pair.to_vec());
                 }
                 Item::Group { offset, len } => {
-                    let start = batch.bytes.len();
-                    batch.bytes.resize(start + len, 0);
-                    batch.entries.push(shard.read_group(offset, &mut batch.bytes[start..])?.to_vec());
+                    let at = (offset - start) as usize;
+                    batch.pieces.push(bytes.slice(at..at + len));
+                    batch.entries.push(hashes.next().expect("each group has a hash").to_vec());
                 }
             }
         }

@@ -111,6 +111,8 @@ impl From<PutError> for ApiError {
             PutError::BadName(_) => (StatusCode::BAD_REQUEST, "bad_name"),
             PutError::Exists(_) => (StatusCode::CONFLICT, "name_exists"),
             PutError::Busy(_) => (StatusCode::CONFLICT, "name_busy"),
+            PutError::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_long"),
+            PutError::Unnameable(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards_unnameable"),
             PutError::Providers { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_few_providers"),
             PutError::Transfer { .. } => (StatusCode::SERVICE_UNAVAILABLE, "providers_failed"),
             PutError::Index { .. } => (StatusCode::SERVICE_UNAVAILABLE, "index_not_copied"),
@@ -125,7 +127,7 @@ impl From<GetError> for ApiError {
     fn from(error: GetError) -> Self {
         match &error {
             GetError::Missing { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "shards_missing", error),
-            GetError::Recipe(_) | GetError::Segment { .. } => Self::internal(error),
+            GetError::Recipe(_) | GetError::Placement | GetError::Segment { .. } => Self::internal(error),
         }
     }
 }
@@ -136,6 +138,7 @@ impl From<RecoverError> for ApiError {
             RecoverError::Catalog(_) => Self::internal(error),
             RecoverError::Nobody { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_providers", error),
             RecoverError::Nothing { .. } => Self::new(StatusCode::NOT_FOUND, "no_index", error),
+            RecoverError::Busy => Self::new(StatusCode::CONFLICT, "busy", error),
             RecoverError::Unusable(_) => Self::new(StatusCode::BAD_GATEWAY, "index_unusable", error),
         }
     }
@@ -166,7 +169,29 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
     let document = description.clone();
     let open =
         Router::new().route("/v1/openapi.json", axum::routing::get(move || async move { Json(document) }));
-    (open.merge(guarded).fallback(no_such_route), description)
+    let all = open.merge(guarded).fallback(no_such_route).layer(axum::middleware::map_response(in_one_shape));
+    (all, description)
+}
+
+/// Longest plain text error that is put into the one shape of errors.
+const PLAIN_ERROR_MAX_BYTES: usize = 4096;
+
+/// Gives errors that the framework words, such as for a query that does not parse, the shape that all errors have.
+async fn in_one_shape(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == "application/json");
+    if !(status.is_client_error() || status.is_server_error()) || is_json {
+        return response;
+    }
+    let (code, default) = match status {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ("method_not_allowed", "this route has no such method; /v1/openapi.json describes them all")
+        }
+        _ => ("bad_request", "the request cannot be understood"),
+    };
+    let text = axum::body::to_bytes(response.into_body(), PLAIN_ERROR_MAX_BYTES).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    ApiError::new(status, code, if text.is_empty() { default } else { text.as_ref() }).into_response()
 }
 
 async fn no_such_route() -> ApiError {
@@ -184,8 +209,15 @@ async fn require_token(State(token): State<Arc<blake3::Hash>>, request: Request,
     if given.is_some_and(|given| blake3::hash(given.trim().as_bytes()) == *token) {
         return next.run(request).await;
     }
+    drain(request.into_body().into_data_stream());
     let message = "this node wants its token: 'Authorization: Bearer TOKEN', where TOKEN is in the file api.token in the node's folder";
     ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message).into_response()
+}
+
+/// Reads and drops the rest of a refused upload for a while. A client that is still sending would miss the answer if its connection were
+/// closed under it.
+fn drain(rest: impl futures::Stream<Item = Result<bytes::Bytes, axum::Error>> + Send + 'static) {
+    tokio::spawn(tokio::time::timeout(DRAIN_FOR, rest.for_each(|_| std::future::ready(()))));
 }
 
 /// A blob, without what it takes to read it.
@@ -298,13 +330,27 @@ pub struct PutDone {
 #[utoipa::path(put, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), PutQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, body = PutDone), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
-        (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+        (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 async fn put_blob(
     State(node): Shared,
     Path(name): Path<String>,
     Query(query): Query<PutQuery>,
     body: Body,
 ) -> Result<(StatusCode, Json<PutDone>), ApiError> {
+    let mut body = body.into_data_stream();
+    let done = put_body(&node, &name, &query, &mut body).await;
+    if done.is_err() {
+        drain(body);
+    }
+    Ok((StatusCode::CREATED, Json(done?)))
+}
+
+async fn put_body(
+    node: &Node,
+    name: &str,
+    query: &PutQuery,
+    body: &mut axum::body::BodyDataStream,
+) -> Result<PutDone, ApiError> {
     let code = match &query.code {
         Some(text) => text
             .replace(' ', "+")
@@ -316,28 +362,18 @@ async fn put_blob(
         let message = format!("{PUTS_MAX} puts are under way; wait for one to finish");
         return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message));
     }
-    let listed = node.client.list("put", &name);
-    let options = PutOptions { name: name.clone(), geometry: code.0, replace: query.replace };
-    let mut source = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-    let entry = match crate::put::put(&node.client, options, &mut source, listed.transfer.clone()).await {
-        Ok(entry) => entry,
-        Err(error) => {
-            // A client that is still sending would miss the answer if its connection were closed under it.
-            tokio::spawn(tokio::time::timeout(DRAIN_FOR, async move {
-                tokio::io::copy(&mut source, &mut tokio::io::sink()).await
-            }));
-            return Err(error.into());
-        }
-    };
+    let listed = node.client.list("put", name);
+    let options = PutOptions { name: name.to_owned(), geometry: code.0, replace: query.replace };
+    let source = StreamReader::new(body.map_err(std::io::Error::other));
+    let entry = crate::put::put(&node.client, options, source, listed.transfer.clone()).await?;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let done = PutDone {
-        blob: info(&name, &entry),
+    Ok(PutDone {
+        blob: info(name, &entry),
         code: Code(code.0).to_string(),
         shards_sent: count(&listed.transfer.shards_sent),
         shards_resumed: count(&listed.transfer.shards_resumed),
         shards_replaced: count(&listed.transfer.shards_replaced),
-    };
-    Ok((StatusCode::CREATED, Json(done)))
+    })
 }
 
 /// The one byte range that a `Range` header asks for. `None` for none or one in a unit or form that is not supported.
@@ -369,9 +405,10 @@ fn parse_range(
         None => None,
     };
     match range {
-        None => Ok(None),
         Some(range) if range.start < range.end => Ok(Some(range)),
-        Some(_) => Err(unsatisfiable()),
+        // Beyond the end; one that is backwards is none at all (RFC 9110, 14.1.1).
+        Some(range) if range.start >= bytes => Err(unsatisfiable()),
+        _ => Ok(None),
     }
 }
 
@@ -380,7 +417,7 @@ fn parse_range(
         ("Range" = Option<String>, Header, description = "`bytes=FIRST-LAST`, one range")),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
         (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 416, body = ErrorBody), (status = 503, body = ErrorBody)))]
+        (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 416, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
 async fn get_blob(
     State(node): Shared,
     Path(name): Path<String>,
@@ -422,11 +459,23 @@ async fn get_blob(
     Ok(response)
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+struct DeleteQuery {
+    /// Whether to remove also a blob whose shards cannot be named, since its recipe cannot be read. They stay where they are.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Removes a blob and has its shards deleted.
-#[utoipa::path(delete, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`")),
-    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn delete_blob(State(node): Shared, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    let removed = crate::put::remove(&node.client, &name).await?;
+#[utoipa::path(delete, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), DeleteQuery),
+    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+async fn delete_blob(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Result<StatusCode, ApiError> {
+    let removed = crate::put::remove(&node.client, &name, query.force).await?;
     if removed { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::no_blob(&name)) }
 }
 
@@ -441,13 +490,8 @@ async fn held_shards(node: &Node, recipe: &RecipeV1, entry: &BlobEntry) -> HashM
     let checks = assigned.into_iter().map(|(key, roots)| async move {
         let mut held = HashSet::new();
         for part in roots.chunks(DELETE_MAX_ROOTS) {
-            let asked = part.to_vec();
-            let answer = node
-                .client
-                .peers
-                .with_session(&key, async |session| session.holds(asked).await)
-                .await
-                .ok()?;
+            let peers = &node.client.peers;
+            let answer = peers.with_session(&key, async |session| session.holds(part).await).await.ok()?;
             held.extend(part.iter().zip(answer).filter(|(_, held)| *held).map(|(root, _)| *root));
         }
         Some((key, held))
@@ -511,7 +555,7 @@ async fn list_transfers(State(node): Shared) -> Json<Vec<TransferState>> {
 
 /// Rebuilds the list of blobs from the copies that providers keep.
 #[utoipa::path(post, path = "/v1/recover", responses((status = 200, body = Recovered), (status = 401, body = ErrorBody),
-    (status = 404, body = ErrorBody), (status = 502, body = ErrorBody), (status = 503, body = ErrorBody)))]
+    (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 502, body = ErrorBody), (status = 503, body = ErrorBody)))]
 async fn recover(State(node): Shared) -> Result<Json<Recovered>, ApiError> {
     Ok(Json(crate::recover::recover(&node.client).await?))
 }
@@ -680,7 +724,7 @@ mod tests {
         assert_eq!(range("bytes=-10", None), Ok(Some(90..100)));
         assert_eq!(range("bytes=100-", None), Err("bad_range"));
         assert_eq!(range("bytes=-0", None), Err("bad_range"));
-        assert_eq!(range("bytes=5-2", None), Err("bad_range"));
+        assert_eq!(range("bytes=5-2", None), Ok(None));
         assert_eq!(range("bytes=1-2,4-5", None), Ok(None), "several ranges are answered whole");
         assert_eq!(range("lines=1-2", None), Ok(None));
         assert_eq!(range("bytes=0-18446744073709551615", None), Ok(Some(0..100)));

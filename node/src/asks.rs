@@ -8,12 +8,17 @@ use std::sync::{Arc, Mutex};
 use spare_market::ask::{Ask, AskError, AskV1};
 use spare_market::grant::{Authority, GrantError, Scope};
 use spare_market::keys::PublicKey;
+use spare_market::placement::Subnet;
 use spare_market::signed::{NetworkId, SignedBytes, SignedError};
 
-use crate::limits::{ASKS_MAX, ASKS_PER_ANSWER_MAX};
+use crate::limits::{ASKS_MAX, ASKS_PER_ANSWER_BYTES, ASKS_PER_ANSWER_MAX, ASKS_PER_SUBNET_MAX};
 use crate::meta::{Batch, Meta, MetaError, Table};
 
 const KEY_PREFIX: &[u8] = b"ask ";
+
+fn row_key(node: &PublicKey) -> Vec<u8> {
+    [KEY_PREFIX, &node.to_bytes()].concat()
+}
 
 /// Why an ask is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +39,7 @@ pub enum RejectedAsk {
     #[error("a newer ask is known")]
     Old,
     /// As many providers are known as are kept.
-    #[error("{ASKS_MAX} providers are known, no more are kept")]
+    #[error("{ASKS_MAX} providers are known, or {ASKS_PER_SUBNET_MAX} in its network; no more are kept")]
     Full,
 }
 
@@ -77,16 +82,17 @@ impl AskBook {
     /// When the metadata store fails.
     pub fn open(network: NetworkId, meta: Arc<Meta>, now_s: u64) -> Result<Self, MetaError> {
         let book = Self { network, meta, providers: Mutex::default() };
-        let mut known = Vec::new();
-        book.meta.scan::<SignedBytes>(Table::State, KEY_PREFIX, |_, raw| {
-            known.push(raw);
+        let mut obsolete = Batch::default();
+        book.meta.scan::<SignedBytes>(Table::State, KEY_PREFIX, |rest, raw| {
+            match book.check(raw, now_s) {
+                Ok(provider) => {
+                    book.providers.lock().expect("no holder panics").insert(provider.node, provider);
+                }
+                Err(_) => drop(obsolete.delete(Table::State, &[KEY_PREFIX, rest].concat())),
+            }
             ControlFlow::Continue(())
         })?;
-        for raw in known {
-            if let Ok(provider) = book.check(raw, now_s) {
-                book.providers.lock().expect("no holder panics").insert(provider.node, provider);
-            }
-        }
+        book.meta.note(&obsolete)?;
         Ok(book)
     }
 
@@ -114,18 +120,29 @@ impl AskBook {
         let provider = self.check(raw, now_s)?;
         let node = provider.node;
         let mut providers = self.providers.lock().expect("no holder panics");
-        match providers.get(&node) {
-            Some(known) if known.ask.made_s >= provider.ask.made_s => return Err(RejectedAsk::Old),
-            None if providers.len() >= ASKS_MAX => {
-                providers.retain(|_, p| p.ask.valid_until_s > now_s);
-                if providers.len() >= ASKS_MAX {
-                    return Err(RejectedAsk::Full);
-                }
-            }
-            _ => {}
+        let mut batch = Batch::default();
+        let is_full = |providers: &HashMap<PublicKey, Provider>| {
+            let subnet = Subnet::from(provider.ip());
+            let neighbours = providers.values().filter(|p| Subnet::from(p.ip()) == subnet && p.node != node);
+            (providers.len() >= ASKS_MAX && !providers.contains_key(&node))
+                || neighbours.count() >= ASKS_PER_SUBNET_MAX
+        };
+        if providers.get(&node).is_some_and(|known| known.ask.made_s >= provider.ask.made_s) {
+            return Err(RejectedAsk::Old);
         }
-        let key = [KEY_PREFIX, &node.to_bytes()].concat();
-        if let Err(error) = self.meta.note(Batch::default().put(Table::State, &key, &provider.raw)) {
+        if is_full(&providers) {
+            providers.retain(|gone, p| {
+                let holds = p.ask.valid_until_s > now_s;
+                if !holds {
+                    batch.delete(Table::State, &row_key(gone));
+                }
+                holds
+            });
+            if is_full(&providers) {
+                return Err(RejectedAsk::Full);
+            }
+        }
+        if let Err(error) = self.meta.note(batch.put(Table::State, &row_key(&node), &provider.raw)) {
             tracing::warn!(%error, "an ask could not be kept for the next start");
         }
         providers.insert(node, provider);
@@ -148,9 +165,14 @@ impl AskBook {
 
     /// One answer's worth of valid asks after the first `skip`, and whether there are more.
     pub fn page(&self, skip: usize, now_s: u64) -> (Vec<SignedBytes>, bool) {
-        let valid = self.valid(now_s);
-        let more = valid.len() > skip.saturating_add(ASKS_PER_ANSWER_MAX);
-        (valid.into_iter().skip(skip).take(ASKS_PER_ANSWER_MAX).map(|p| p.raw).collect(), more)
+        let mut rest = self.valid(now_s).into_iter().skip(skip).map(|p| p.raw);
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while page.len() < ASKS_PER_ANSWER_MAX && bytes < ASKS_PER_ANSWER_BYTES {
+            let Some(raw) = rest.next() else { break };
+            bytes += spare_proofs::encode::to_bytes(&raw).len();
+            page.push(raw);
+        }
+        (page, rest.next().is_some())
     }
 }
 
@@ -199,6 +221,10 @@ mod tests {
         assert!(matches!(error, Err(RejectedAsk::Ask(AskError::Bounds))));
         let error = book.take(ask(2, 1000, |a| a.free_bytes = 11), 1000);
         assert!(matches!(error, Err(RejectedAsk::Ask(AskError::Bounds))), "more free than offered");
+        for bad in ["/ip4/1.2.3.4/".repeat(10), "two words".into()] {
+            let error = book.take(ask(2, 1000, |a| a.libp2p = vec![bad]), 1000);
+            assert!(matches!(error, Err(RejectedAsk::Ask(AskError::Bounds))), "an address that is none");
+        }
         let stolen = Identity::new(&Seed::from_entropy([9; 32]), HOME, Secret::new([9; 32]), 0).grant;
         assert!(matches!(
             book.take(ask(2, 1000, |a| a.grant = stolen), 1000),
@@ -210,5 +236,44 @@ mod tests {
         let book = AskBook::open(HOME, meta, 1001).unwrap();
         assert_eq!(book.get(&node).unwrap().ask.made_s, 1000);
         assert_eq!(node, SigningSecret::from_secret(&Secret::new([1; 32])).public());
+    }
+
+    #[test]
+    fn the_longest_asks_fit_a_frame_page_by_page_and_a_network_gets_its_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = Arc::new(Meta::open(dir.path()).unwrap());
+        let book = AskBook::open(HOME, meta.clone(), 1000).unwrap();
+        let longest = |tag: u8, subnet: u8| {
+            ask(tag, 1000, |a| {
+                a.operator = "x".repeat(64);
+                a.libp2p = vec!["a".repeat(128); 8];
+                a.direct = vec![format!("10.0.{subnet}.1:65535").parse().unwrap(); 8];
+            })
+        };
+        for tag in 0..=250 {
+            book.take(longest(tag, tag), 1000).unwrap();
+        }
+        let mut seen = 0;
+        loop {
+            let (asks, more) = book.page(seen, 1000);
+            seen += asks.len();
+            // Panics if it does not fit.
+            crate::frames::encode(&crate::frames::Response::Asks { asks, more });
+            if !more {
+                break;
+            }
+        }
+        assert_eq!(seen, 251);
+
+        let book = AskBook::open(HOME, Arc::new(Meta::open(&dir.path().join("2")).unwrap()), 1000).unwrap();
+        for tag in 0..ASKS_PER_SUBNET_MAX as u8 {
+            book.take(longest(tag, 7), 1000).unwrap();
+        }
+        assert!(matches!(book.take(longest(200, 7), 1000), Err(RejectedAsk::Full)));
+        book.take(longest(201, 8), 1000).unwrap();
+        book.take(ask(200, 1100, |a| a.direct = vec!["10.0.7.1:1".parse().unwrap()]), 1101).unwrap();
+        assert_eq!(book.valid(1101).len(), 1, "what expired made room");
+        let rows = book.meta.all::<SignedBytes>(Table::State, KEY_PREFIX).unwrap();
+        assert_eq!(rows.len(), 1, "also on disk");
     }
 }

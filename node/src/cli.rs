@@ -65,6 +65,9 @@ enum Command {
     Rm {
         /// The blob's name
         name: String,
+        /// Remove it also if too few providers are up to name its shards, which then stay where they are
+        #[arg(long)]
+        force: bool,
     },
     /// Rebuild the list of blobs from the copies that providers keep
     Recover,
@@ -217,7 +220,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let context = Context { home: home(cli.home)?, json: cli.json };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Init(args) => setup::init(&context, args),
             Command::Serve(args) => setup::serve(&context, &args.set).await,
@@ -225,7 +228,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Get(args) => transfer::get(&context, args).await,
             Command::Ls => show::ls(&context).await,
             Command::Stat { name, shards } => show::stat(&context, &name, shards).await,
-            Command::Rm { name } => show::rm(&context, &name).await,
+            Command::Rm { name, force } => show::rm(&context, &name, force).await,
             Command::Recover => show::recover(&context).await,
             Command::Status => show::status(&context).await,
             Command::Ticket => show::ticket(&context).await,
@@ -235,5 +238,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             }
             Command::Demo(args) => crate::demo::run(args, context.json).await,
         }
-    })
+    });
+    // A read of standard input that never ends must not keep a failed command from ending.
+    runtime.shutdown_background();
+    result
 }

@@ -1,6 +1,6 @@
 //! The client's side of a node: what `put`, `get` and `recover` share.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,6 +16,10 @@ use crate::peers::{PeerError, Peers};
 
 /// Providers that are pushed to, or cleaned at, at once.
 const CONCURRENT_PEERS: usize = 16;
+/// Providers that get a copy of the index at least, as far as that many are known.
+const INDEX_HOLDERS_MIN: usize = 16;
+/// Longest time for bringing one provider up to date with the index.
+const PUSH_MAX: Duration = Duration::from_secs(600);
 /// How long a put waits for enough providers to become known.
 const FIND_PROVIDERS_FOR: Duration = Duration::from_secs(5);
 
@@ -55,7 +59,13 @@ pub struct Client {
     pub peers: Arc<Peers>,
     /// This client's blobs.
     pub catalog: Arc<Catalog>,
+    /// Held by puts and removals for reading, by recovery for writing: it moves names about.
+    pub recovering: tokio::sync::RwLock<()>,
+    /// Copies of the newest index entry that have to be made before anything may be deleted that older entries name.
+    index_copies: usize,
     addresses: Arc<Addresses>,
+    /// Held while garbage is collected.
+    collecting: tokio::sync::Mutex<()>,
     names_in_use: Mutex<HashSet<String>>,
     transfers: Mutex<BTreeMap<u64, Row>>,
     next_transfer: AtomicU64,
@@ -89,11 +99,19 @@ impl Drop for Listed {
 
 impl Client {
     /// Puts the parts together.
-    pub fn new(peers: Arc<Peers>, catalog: Arc<Catalog>, addresses: Arc<Addresses>) -> Self {
+    pub fn new(
+        peers: Arc<Peers>,
+        catalog: Arc<Catalog>,
+        addresses: Arc<Addresses>,
+        index_copies: usize,
+    ) -> Self {
         Self {
             peers,
             catalog,
+            recovering: tokio::sync::RwLock::default(),
+            index_copies,
             addresses,
+            collecting: tokio::sync::Mutex::default(),
             names_in_use: Mutex::default(),
             transfers: Mutex::default(),
             next_transfer: AtomicU64::new(0),
@@ -151,52 +169,93 @@ impl Client {
         }
     }
 
-    /// Everyone who should have a copy of the index log: all known providers.
+    /// Everyone who should have a copy of the index log: whoever holds shards, and some more while those are few.
     fn index_holders(&self) -> Vec<PublicKey> {
-        self.peers.candidates().into_iter().map(|c| c.node).collect()
+        let mut candidates = self.peers.candidates();
+        let holders = self.catalog.holders().unwrap_or_else(|error| {
+            tracing::error!(%error, "the list of blobs cannot be read");
+            BTreeSet::new()
+        });
+        // Holders first, then whoever has answered best.
+        candidates.sort_by_key(|c| (!holders.contains(&c.node), std::cmp::Reverse(c.record), c.node));
+        let enough = holders.len().max(INDEX_HOLDERS_MIN);
+        candidates.into_iter().map(|c| c.node).take(enough).collect()
     }
 
-    /// Brings copies of the index log up to date. Returns how many providers have the newest entry, and the failures.
-    pub async fn push_index(&self) -> (usize, Vec<(PublicKey, PeerError)>) {
-        let pushes = self
-            .index_holders()
-            .into_iter()
-            .map(|node| async move { (node, self.catalog.push(&self.peers, &node).await) });
-        let results: Vec<_> =
-            futures::stream::iter(pushes).buffer_unordered(CONCURRENT_PEERS).collect().await;
-        let total = results.len();
-        let failures: Vec<_> =
-            results.into_iter().filter_map(|(node, r)| r.err().map(|e| (node, e))).collect();
-        (total - failures.len(), failures)
-    }
-
-    /// Deletes shards that are no longer needed, where their providers can be reached. Returns the disk given back.
-    pub async fn collect_garbage(&self) -> u64 {
-        let mut by_node: BTreeMap<PublicKey, Vec<Garbage>> = BTreeMap::new();
-        match self.catalog.garbage(DELETE_MAX_ROOTS) {
-            Ok(garbage) => {
-                garbage.into_iter().for_each(|item| by_node.entry(item.node).or_default().push(item))
-            }
-            Err(error) => tracing::error!(%error, "the list of shards to delete cannot be read"),
+    /// Brings copies of the index log up to date. Returns as soon as `needed` providers have the newest entry, with their number and the
+    /// failures until then; the others are still brought up to date in the background.
+    pub async fn push_index(self: &Arc<Self>, needed: usize) -> (usize, Vec<(PublicKey, PeerError)>) {
+        let at_once = Arc::new(tokio::sync::Semaphore::new(CONCURRENT_PEERS));
+        let mut pushes = tokio::task::JoinSet::new();
+        for node in self.index_holders() {
+            let (client, at_once) = (self.clone(), at_once.clone());
+            pushes.spawn(async move {
+                let _permit = at_once.acquire().await.expect("the semaphore is not closed");
+                let push = client.catalog.push(&client.peers, &node);
+                (node, tokio::time::timeout(PUSH_MAX, push).await.unwrap_or(Err(PeerError::Stalled)))
+            });
         }
-        let deletes = by_node.into_iter().map(|(node, garbage)| async move {
-            let roots = garbage.iter().map(|g| g.root).collect();
-            match self.peers.with_session(&node, async |session| session.delete(roots).await).await {
-                Ok((_, freed)) => {
-                    if let Err(error) = self.catalog.forget_garbage(&garbage) {
-                        tracing::error!(%error, "deleted shards could not be taken off the list");
-                    }
-                    freed
-                }
+        let (mut copies, mut failures) = (0, Vec::new());
+        while copies < needed {
+            match pushes.join_next().await {
+                None => break,
+                Some(Ok((_, Ok(_)))) => copies += 1,
+                Some(Ok((node, Err(error)))) => failures.push((node, error)),
+                Some(Err(error)) => tracing::error!(%error, "a push of the index ended abnormally"),
+            }
+        }
+        pushes.detach_all();
+        (copies, failures)
+    }
+
+    /// Brings copies of the index up to date and, once enough are, deletes shards that no longer are in it. Not before: whoever recovers
+    /// from an older copy would miss them.
+    pub async fn tidy(self: &Arc<Self>) {
+        let (copies, failures) = self.push_index(usize::MAX).await;
+        let needed = self.index_copies.min(copies + failures.len());
+        for (node, error) in failures {
+            tracing::debug!(%node, %error, "a copy of the index lags");
+        }
+        if copies > 0 && copies >= needed {
+            self.collect_garbage().await;
+        }
+    }
+
+    /// Deletes shards that are no longer needed, where their providers can be reached.
+    async fn collect_garbage(&self) {
+        let _one_at_a_time = self.collecting.lock().await;
+        loop {
+            let garbage = self.catalog.garbage(DELETE_MAX_ROOTS).unwrap_or_else(|error| {
+                tracing::error!(%error, "the list of shards to delete cannot be read");
+                BTreeMap::new()
+            });
+            let more = garbage.values().any(|items| items.len() == DELETE_MAX_ROOTS);
+            let deletes = garbage.into_iter().map(|(node, garbage)| self.delete_at(node, garbage));
+            let deleted = futures::stream::iter(deletes)
+                .buffer_unordered(CONCURRENT_PEERS)
+                .fold(0, async |sum, deleted| sum + deleted)
+                .await;
+            if !more || deleted == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Has `node` delete its share of garbage. Returns how many shards are off the list.
+    async fn delete_at(&self, node: PublicKey, garbage: Vec<Garbage>) -> usize {
+        let roots: Vec<_> = garbage.iter().map(|g| g.root).collect();
+        match self.peers.with_session(&node, async |session| session.delete(&roots).await).await {
+            Ok(_) => match self.catalog.forget_garbage(&garbage) {
+                Ok(()) => garbage.len(),
                 Err(error) => {
-                    tracing::debug!(%node, %error, "shards will be deleted later");
+                    tracing::error!(%error, "deleted shards could not be taken off the list");
                     0
                 }
+            },
+            Err(error) => {
+                tracing::debug!(%node, %error, "shards will be deleted later");
+                0
             }
-        });
-        futures::stream::iter(deletes)
-            .buffer_unordered(CONCURRENT_PEERS)
-            .fold(0, async |sum, freed| sum + freed)
-            .await
+        }
     }
 }

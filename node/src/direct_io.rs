@@ -1,22 +1,24 @@
-//! Writing a file past the page cache.
+//! Writing and reading files past the page cache.
 //!
 //! A provider writes each shard once and reads it seldom. Going through the page cache would copy every byte once more, and push out
-//! what the machine's owner wants to keep there. With `O_DIRECT` (Linux, `open(2)`) the disk takes the bytes from this process; it wants
-//! memory, offsets and lengths in whole blocks, so bytes are gathered in an aligned buffer, and the last block is padded and
-//! then cut off. Where the file system cannot do it, the same writes go through the cache.
+//! what the machine's owner wants to keep there. With `O_DIRECT` (Linux, `open(2)`) the disk takes the bytes from this process and puts them
+//! there; it wants memory, offsets and lengths in whole blocks. So bytes to write are gathered in an aligned buffer, and the last block is
+//! padded and then cut off; and a read fetches the blocks that hold what is wanted. Where the file system cannot do it, the same calls go
+//! through the cache.
 //!
 //! Buffers are used again: fresh memory has to be zeroed by the kernel, which costs about as much as hashing it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Alignment that every common disk and file system accepts.
 const BLOCK_BYTES: usize = 4096;
-/// How much is gathered before it is written.
-const BUFFER_BYTES: usize = 512 * 1024;
+/// How much is gathered before it is written, or read at once.
+pub const BUFFER_BYTES: usize = 512 * 1024;
 /// Most buffers kept for use again.
 const SPARE_BUFFERS_MAX: usize = 8;
 
@@ -55,6 +57,74 @@ impl BufferPool {
     }
 }
 
+/// Bytes read from a file, in a buffer that is used again when they are dropped.
+pub struct Filled {
+    buffer: Option<Buffer>,
+    range: Range<usize>,
+    pool: Arc<BufferPool>,
+}
+
+impl AsRef<[u8]> for Filled {
+    fn as_ref(&self) -> &[u8] {
+        let buffer = self.buffer.as_ref().expect("there until dropped");
+        &buffer.memory[buffer.start..][self.range.clone()]
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        self.buffer.take().into_iter().for_each(|buffer| self.pool.give(buffer));
+    }
+}
+
+/// A file opened for reading.
+pub struct DirectReader {
+    file: File,
+    pool: Arc<BufferPool>,
+}
+
+impl DirectReader {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path, pool: &Arc<BufferPool>) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        let file = match options.clone().custom_flags(direct_flag()).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path)?,
+            other => other?,
+        };
+        Ok(Self { file, pool: pool.clone() })
+    }
+
+    /// Reads `len` bytes from `offset`, together with what shares their blocks at most [`BUFFER_BYTES`].
+    ///
+    /// # Errors
+    /// When the disk fails, or the file ends before.
+    pub fn read(&self, offset: u64, len: usize) -> io::Result<Filled> {
+        let skip = (offset % BLOCK_BYTES as u64) as usize;
+        let mut filled =
+            Filled { buffer: Some(self.pool.take()), range: skip..skip + len, pool: self.pool.clone() };
+        let buffer = filled.buffer.as_mut().expect("there until dropped").bytes();
+        let blocks = &mut buffer[..(skip + len).next_multiple_of(BLOCK_BYTES)];
+        let mut have = 0;
+        while have < skip + len {
+            // Only at the end of the file may this be less than whole blocks, and then nothing is left to read.
+            let read = self.file.read_at(&mut blocks[have..], offset - skip as u64 + have as u64)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            have += read;
+        }
+        Ok(filled)
+    }
+}
+
+fn direct_flag() -> i32 {
+    rustix::fs::OFlags::DIRECT.bits().cast_signed()
+}
+
 /// A new file that is written from its start to its end, once.
 pub struct DirectWriter {
     file: File,
@@ -79,8 +149,7 @@ impl DirectWriter {
     pub fn create_new(path: &Path, pool: &Arc<BufferPool>) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
-        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-        let file = match options.clone().custom_flags(direct).open(path) {
+        let file = match options.clone().custom_flags(direct_flag()).open(path) {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 // The attempt may have left an empty file behind.
                 let _ = std::fs::remove_file(path);

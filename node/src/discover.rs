@@ -4,7 +4,7 @@
 //! libp2p streams as the second way for `spare/1`. Limits on connections and memory are set, since libp2p has
 //! none by default. The swarm runs in one task; the rest of the node sees [`Addresses`] and a stream control.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +24,8 @@ use tokio::sync::mpsc;
 
 use crate::asks::AskBook;
 use crate::limits::{
-    GOSSIP_MAX_BYTES, LIBP2P_CONNECTIONS_MAX, LIBP2P_CONNECTIONS_PER_PEER_MAX, LIBP2P_MEMORY_MAX_BYTES,
+    GOSSIP_MAX_BYTES, IDENTIFY_ADDRESSES_MAX, LIBP2P_CONNECTIONS_MAX, LIBP2P_CONNECTIONS_PER_PEER_MAX,
+    LIBP2P_MEMORY_MAX_BYTES,
 };
 use crate::transport::node_key;
 use crate::unix_now_s;
@@ -43,7 +44,7 @@ struct Behaviour {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     kademlia: kad::Behaviour<kad::store::MemoryStore>,
-    gossip: gossipsub::Behaviour,
+    gossip: gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>,
     streams: libp2p_stream::Behaviour,
 }
 
@@ -115,7 +116,7 @@ pub async fn start(
     let mut swarm = libp2p::SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_quic()
-        .with_behaviour(|key| behaviour(key, network))?
+        .with_behaviour(|key| behaviour(key, network, topic.hash()))?
         .with_swarm_config(|c| c.with_idle_connection_timeout(Duration::from_secs(3600)))
         .build();
     swarm.behaviour_mut().gossip.subscribe(&topic)?;
@@ -128,13 +129,22 @@ pub async fn start(
     wait_until_listening(&mut swarm, &addresses).await?;
     let control = swarm.behaviour().streams.new_control();
     let (publish, outbox) = mpsc::channel(8);
-    let runner = Runner { swarm, topic, addresses: addresses.clone(), bootstrap, book, outbox };
+    let runner = Runner {
+        swarm,
+        topic,
+        addresses: addresses.clone(),
+        bootstrap,
+        book,
+        outbox,
+        identified: HashSet::new(),
+    };
     Ok(Discovery { addresses, control, publish, task: tokio::spawn(runner.run()) })
 }
 
 fn behaviour(
     key: &Keypair,
     network: NetworkId,
+    topic: gossipsub::TopicHash,
 ) -> Result<Behaviour, Box<dyn std::error::Error + Send + Sync>> {
     let peer = key.public().to_peer_id();
     let network = &blake3::Hash::from_bytes(network.0).to_hex()[..16];
@@ -153,6 +163,12 @@ fn behaviour(
         .build()?;
     let mut kademlia = kad::Config::new(StreamProtocol::try_from_owned(format!("/spare/1/kad/{network}"))?);
     kademlia.set_periodic_bootstrap_interval(Some(LOOK_AROUND_INTERVAL));
+    // Kademlia finds peers here and stores nothing, so that nobody can fill it.
+    kademlia
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
+        .set_replication_interval(None)
+        .set_publication_interval(None)
+        .set_provider_publication_interval(None);
     let identify = identify::Config::new(format!("/spare/1/{network}"), key.public())
         .with_agent_version(format!("spare/{}", env!("CARGO_PKG_VERSION")));
     Ok(Behaviour {
@@ -161,7 +177,12 @@ fn behaviour(
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
         kademlia: kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kademlia),
-        gossip: gossipsub::Behaviour::new(gossipsub::MessageAuthenticity::Signed(key.clone()), gossip)?,
+        // Subscriptions to other topics are not remembered.
+        gossip: gossipsub::Behaviour::new_with_subscription_filter(
+            gossipsub::MessageAuthenticity::Signed(key.clone()),
+            gossip,
+            gossipsub::WhitelistSubscriptionFilter([topic].into()),
+        )?,
         streams: libp2p_stream::Behaviour::new(),
     })
 }
@@ -203,6 +224,8 @@ struct Runner {
     bootstrap: Vec<Multiaddr>,
     book: Arc<AskBook>,
     outbox: mpsc::Receiver<SignedBytes>,
+    /// Connected peers that have said where they listen.
+    identified: HashSet<PeerId>,
 }
 
 impl Runner {
@@ -265,6 +288,7 @@ impl Runner {
                 }
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
+                self.identified.remove(&peer_id);
                 if let Some(node) = node_key(&peer_id) {
                     self.addresses.connected.lock().expect("no holder panics").remove(&node);
                 }
@@ -274,9 +298,11 @@ impl Runner {
                 info,
                 ..
             })) => {
-                for address in
-                    info.listen_addrs.into_iter().take(crate::limits::STREAMS_PER_CONNECTION_MAX as usize)
-                {
+                // What a peer says again later would add up without end.
+                if !self.identified.insert(peer_id) {
+                    return;
+                }
+                for address in info.listen_addrs.into_iter().take(IDENTIFY_ADDRESSES_MAX) {
                     self.swarm.behaviour_mut().kademlia.add_address(&peer_id, address);
                 }
             }

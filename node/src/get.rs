@@ -41,6 +41,9 @@ pub enum GetError {
     /// The recipe cannot be opened.
     #[error("the recipe cannot be used: {0}")]
     Recipe(#[from] RecipeError),
+    /// The placement is another blob's.
+    #[error("the record of where the shards are does not fit the recipe")]
+    Placement,
     /// The shards do not decode.
     #[error("segment {segment} does not decode: {source}")]
     Segment {
@@ -68,25 +71,41 @@ pub async fn load_recipe(client: &Arc<Client>, entry: &BlobEntry) -> Result<Reci
         RecipeAt::Inline(sealed) => client.catalog.open_recipe(sealed)?,
         RecipeAt::Stored { recipe, placement } => {
             if let Ok(Some(sealed)) = client.catalog.cached_recipe(&entry.blob_id) {
-                let Recipe::V1(cached) = client.catalog.open_recipe(&sealed)?;
-                return Ok(cached);
+                client.catalog.open_recipe(&sealed)?
+            } else {
+                let sealed = fetch_recipe(client, recipe, placement).await?;
+                let opened = client.catalog.open_recipe(&sealed)?;
+                if let Err(error) = client.catalog.cache_recipe(&entry.blob_id, &sealed) {
+                    tracing::warn!(%error, "a recipe could not be kept at hand");
+                }
+                opened
             }
-            let Recipe::V1(outer) = client.catalog.open_recipe(recipe)?;
-            let len = outer.blob_bytes();
-            let reader = Arc::new(Reader::with_recipe(client, outer, placement.clone()));
-            let mut parts = std::pin::pin!(reader.read(0..len));
-            let mut sealed = Vec::new();
-            while let Some(part) = parts.next().await {
-                sealed.extend_from_slice(&part?);
-            }
-            let opened = client.catalog.open_recipe(&sealed)?;
-            if let Err(error) = client.catalog.cache_recipe(&entry.blob_id, &sealed) {
-                tracing::warn!(%error, "a recipe could not be kept at hand");
-            }
-            opened
         }
     };
+    if !entry.placement.fits(recipe.segments.len(), recipe.geometry.n()) {
+        return Err(GetError::Placement);
+    }
     Ok(recipe)
+}
+
+/// The sealed recipe that is stored as a blob itself, whose own recipe is `recipe`.
+async fn fetch_recipe(
+    client: &Arc<Client>,
+    recipe: &[u8],
+    placement: &Placement,
+) -> Result<Vec<u8>, GetError> {
+    let Recipe::V1(outer) = client.catalog.open_recipe(recipe)?;
+    if !placement.fits(outer.segments.len(), outer.geometry.n()) {
+        return Err(GetError::Placement);
+    }
+    let len = outer.blob_bytes();
+    let reader = Arc::new(Reader::with_recipe(client, outer, placement.clone()));
+    let mut parts = std::pin::pin!(reader.read(0..len));
+    let mut sealed = Vec::new();
+    while let Some(part) = parts.next().await {
+        sealed.extend_from_slice(&part?);
+    }
+    Ok(sealed)
 }
 
 impl Reader {
@@ -96,10 +115,13 @@ impl Reader {
     /// [`GetError`] when its recipe cannot be had.
     pub async fn open(client: &Arc<Client>, entry: &BlobEntry) -> Result<Self, GetError> {
         let recipe = load_recipe(client, entry).await?;
-        let wanted: Vec<PublicKey> = entry.placement.providers().to_vec();
+        let k = recipe.geometry.k();
+        let segments: Vec<Vec<PublicKey>> =
+            (0..recipe.segments.len()).map(|s| entry.placement.holders(s)).collect();
+        let is_known = |c: &Client, node: &PublicKey| c.peers.book.get(node).is_some();
         client
             .find_providers(|c| {
-                wanted.iter().filter(|node| c.peers.book.get(node).is_some()).count() == wanted.len()
+                segments.iter().all(|holders| holders.iter().filter(|node| is_known(c, node)).count() >= k)
             })
             .await;
         Ok(Self::with_recipe(client, recipe, entry.placement.clone()))

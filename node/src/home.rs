@@ -24,6 +24,7 @@ use spare_market::keys::{PublicKey, Seed, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_proofs::cipher::Secret;
 use spare_proofs::encode::{from_bytes, to_bytes};
+use zeroize::Zeroizing;
 
 /// How long the grant made by `spare init` lasts, in seconds: ten years.
 const GRANT_LIFE_S: u64 = 10 * 365 * 24 * 3600;
@@ -37,6 +38,11 @@ pub enum HomeError {
     /// There already is one.
     #[error("there already is a node in {0}; nothing was changed")]
     Exists(PathBuf),
+    /// There are words of another account.
+    #[error(
+        "{0} holds the words of another account, which may be the only way to its data. To use them, add --seed-file {0}; otherwise move the file away first"
+    )]
+    OtherSeed(PathBuf),
     /// Another process runs on it.
     #[error("another `spare serve` is running on {0}")]
     Locked(PathBuf),
@@ -168,6 +174,14 @@ impl Home {
     ) -> Result<(), HomeError> {
         if self.file("identity.toml").exists() {
             return Err(HomeError::Exists(self.0.clone()));
+        }
+        let seed_file = self.file("seed.txt");
+        match fs::read_to_string(&seed_file).map(Zeroizing::new) {
+            Ok(words) if words.trim() != seed.words().as_str() => {
+                return Err(HomeError::OtherSeed(seed_file));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&seed_file)(error)),
+            _ => {}
         }
         fs::create_dir_all(&self.0).map_err(at(&self.0))?;
         fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)).map_err(at(&self.0))?;
@@ -340,6 +354,14 @@ mod tests {
         }
         let seed = Seed::from_entropy([9; 32]);
         assert!(matches!(home.create(&seed, &identity, "", ""), Err(HomeError::Exists(_))));
+        fs::remove_file(home.file("identity.toml")).unwrap();
+        assert!(matches!(home.create(&seed, &identity, "", ""), Err(HomeError::OtherSeed(_))));
+        assert!(
+            fs::read_to_string(home.file("seed.txt"))
+                .unwrap()
+                .contains(Seed::from_entropy([1; 32]).words().as_str())
+        );
+        home.create(&Seed::from_entropy([1; 32]), &identity, "", "").unwrap();
         fs::write(home.file("identity.toml"), "version = 1").unwrap();
         assert!(matches!(home.identity(), Err(HomeError::Damaged { .. })));
         assert!(matches!(Home::new("/nonexistent".into()).identity(), Err(HomeError::Missing(_))));

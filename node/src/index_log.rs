@@ -10,7 +10,7 @@ use spare_market::index::{IndexEntry, IndexError, LogEnd};
 use spare_market::keys::PublicKey;
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 
-use crate::limits::{INDEX_ENTRIES_MAX, INDEX_MAX_BYTES};
+use crate::limits::{INDEX_ENTRIES_MAX, INDEX_MAX_BYTES, INDEX_ROOM_MIN_BYTES, INDEX_ROOM_PERCENT};
 use crate::meta::{Batch, Meta, MetaError, Table};
 
 /// The end of a copy and what it takes.
@@ -29,6 +29,9 @@ pub enum AppendError {
     /// The log would exceed its bounds; a compacted entry is due.
     #[error("the index log of this account is full; it must be compacted")]
     Full,
+    /// The logs of all accounts together would exceed their room.
+    #[error("this provider has no room for more index logs")]
+    NoRoom,
     /// The metadata store failed.
     #[error(transparent)]
     Meta(#[from] MetaError),
@@ -37,9 +40,16 @@ pub enum AppendError {
 /// Index logs by account.
 pub struct IndexLogs {
     meta: Arc<Meta>,
+    /// The account of this node, whose log is not counted.
+    own: PublicKey,
+    /// Most bytes of all other logs together.
+    room_bytes: u64,
     /// Serialises appending, so that an end is read and written as one step.
     appending: Mutex<()>,
 }
+
+/// Counts the bytes of all logs but this node's own.
+const TOTAL_KEY: &[u8] = b"index log bytes";
 
 fn end_key(account: &PublicKey) -> Vec<u8> {
     [b"index end ", &account.to_bytes()[..]].concat()
@@ -50,9 +60,10 @@ fn entry_key(account: &PublicKey, seq: u64) -> Vec<u8> {
 }
 
 impl IndexLogs {
-    /// The logs in `meta`.
-    pub fn new(meta: Arc<Meta>) -> Self {
-        Self { meta, appending: Mutex::new(()) }
+    /// The logs in `meta`, at a node of account `own` that offers `offered_bytes` of storage.
+    pub fn new(meta: Arc<Meta>, own: PublicKey, offered_bytes: u64) -> Self {
+        let room_bytes = (offered_bytes / 100 * INDEX_ROOM_PERCENT).max(INDEX_ROOM_MIN_BYTES);
+        Self { meta, own, room_bytes, appending: Mutex::new(()) }
     }
 
     fn copy_end(&self, account: &PublicKey) -> Result<CopyEnd, MetaError> {
@@ -94,12 +105,19 @@ impl IndexLogs {
         if end.seq - end.base >= INDEX_ENTRIES_MAX || bytes > INDEX_MAX_BYTES {
             return Err(AppendError::Full);
         }
+        if *account != self.own {
+            let total = self.meta.counter(Table::State, TOTAL_KEY)?.max(0) as u64;
+            if bytes > old.bytes && total + (bytes - old.bytes) > self.room_bytes {
+                return Err(AppendError::NoRoom);
+            }
+            also.add(Table::State, TOTAL_KEY, bytes as i64 - old.bytes as i64);
+        }
         also.put(Table::Index, &entry_key(account, end.seq), entry.raw());
         self.meta.commit(also.put(Table::State, &end_key(account), &CopyEnd { end, bytes }))?;
         Ok(end)
     }
 
-    /// Replaces the log of `account` by `entries`, which end in `end`, in one synced write, together with `also`.
+    /// Replaces the log of this node's own `account` by `entries`, which end in `end`, in one synced write, together with `also`.
     ///
     /// # Errors
     /// When the metadata store fails.
@@ -161,8 +179,8 @@ mod tests {
     #[test]
     fn a_new_base_replaces_what_came_before() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = IndexLogs::new(Arc::new(Meta::open(dir.path()).unwrap()));
         let account = Seed::from_entropy([1; 32]).account_key().public();
+        let logs = IndexLogs::new(Arc::new(Meta::open(dir.path()).unwrap()), account, 0);
         let mut end = LogEnd::default();
         for seq in 1..=3 {
             end = logs.append(&account, &entry(seq, 1, end.hash), Batch::default()).unwrap();
@@ -177,5 +195,24 @@ mod tests {
         assert!(logs.read(&account, 3).unwrap().is_none(), "replaced entries give their room back");
         assert!(logs.read_checked(&account, 4, HOME).unwrap().is_some());
         assert_eq!(logs.end(&account).unwrap(), end);
+    }
+
+    #[test]
+    fn all_accounts_together_get_a_bounded_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = Seed::from_entropy([0; 32]).account_key().public();
+        let logs = IndexLogs::new(Arc::new(Meta::open(dir.path()).unwrap()), own, 0);
+        let long = |seq| {
+            let entry = IndexEntryV1 { seq, base: seq, previous: [0; 32], body: vec![0; 8 << 20] };
+            Signed::new(IndexEntry::V1(entry), HOME, &Seed::from_entropy([1; 32]).account_key())
+        };
+        let account = |tag: u8| PublicKey::Ed25519([tag; 32]);
+        let fit = (INDEX_ROOM_MIN_BYTES / (8 << 20)) as u8 - 1;
+        for tag in 1..=fit {
+            logs.append(&account(tag), &long(1), Batch::default()).unwrap();
+        }
+        assert!(matches!(logs.append(&account(99), &long(1), Batch::default()), Err(AppendError::NoRoom)));
+        logs.append(&account(1), &long(5), Batch::default()).unwrap();
+        logs.append(&own, &long(1), Batch::default()).unwrap();
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A bound that is reached gives a refusal or an error, never a panic and never an unbounded queue.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
 /// Longest control frame of `spare/1`. Bulk bytes travel outside frames, with their length announced in one.
@@ -9,11 +11,15 @@ pub const FRAME_MAX_BYTES: usize = 256 * 1024;
 /// Longest shard a provider takes: k = 1 with its single row per record, plus room for rounding.
 pub const SHARD_MAX_BYTES: u64 = 40 << 20;
 /// Most shards named in one delete.
-pub const DELETE_MAX_ROOTS: usize = 4096;
-/// Most asks in one answer; each is at most a few hundred bytes.
+pub const DELETE_MAX_ROOTS: usize = 512;
+/// Most asks in one answer.
 pub const ASKS_PER_ANSWER_MAX: usize = 128;
+/// Bytes of asks after which an answer takes no more; one ask more still fits a frame.
+pub const ASKS_PER_ANSWER_BYTES: usize = FRAME_MAX_BYTES / 2;
 /// Most providers whose asks are kept.
 pub const ASKS_MAX: usize = 10_000;
+/// Most providers whose asks are kept that say they are in one network (/24, IPv6: /48).
+pub const ASKS_PER_SUBNET_MAX: usize = 64;
 /// Longest libp2p gossip message.
 pub const GOSSIP_MAX_BYTES: usize = 8 * 1024;
 /// Most direct (quinn) connections at once.
@@ -26,6 +32,14 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 pub const SESSIONS_MAX: usize = 1024;
 /// Most sessions served at once for one peer.
 pub const SESSIONS_PER_PEER_MAX: usize = 64;
+/// Most sessions served at once for peers in one network (/24, IPv6: /48): keys are free, networks are not.
+pub const SESSIONS_PER_SUBNET_MAX: usize = 256;
+/// Accepted connections from one address from which on it must show that the address is its own.
+pub const CONNECTIONS_BEFORE_RETRY: usize = 8;
+/// Most index entries on their way at once, in or out, over all peers; each is in memory whole.
+pub const INDEX_TRANSFERS_MAX: usize = 8;
+/// Most addresses that are taken from a peer's word about itself.
+pub const IDENTIFY_ADDRESSES_MAX: usize = 16;
 /// Most libp2p connections, in each direction.
 pub const LIBP2P_CONNECTIONS_MAX: u32 = 256;
 /// Most libp2p connections with one peer.
@@ -36,6 +50,10 @@ pub const LIBP2P_MEMORY_MAX_BYTES: usize = 1 << 30;
 pub const INDEX_ENTRIES_MAX: u64 = 100_000;
 /// Most bytes of index log that an account may keep at one provider.
 pub const INDEX_MAX_BYTES: u64 = 256 << 20;
+/// Most bytes of index logs that a provider keeps for all accounts together, in percent of its offer.
+pub const INDEX_ROOM_PERCENT: u64 = 5;
+/// Room for index logs that even the smallest offer comes with.
+pub const INDEX_ROOM_MIN_BYTES: u64 = 64 << 20;
 /// Longest blob name, in bytes.
 pub const NAME_MAX_BYTES: usize = 1024;
 /// Most uploads through the HTTP API at once.
@@ -49,20 +67,46 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest silence in the middle of a request: after it the peer counts as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time for a provider to make a shard durable and sign, once its last bytes are handed to the transport: up to a mebibyte of them may
+/// still have to travel.
+pub const RECEIPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes per second that a bulk transfer has to make on average, beside [`STALL_TIMEOUT`] for a start.
+pub const BULK_RATE_MIN: u64 = 16 << 10;
+/// Piece of a bulk transfer that has to arrive within [`STALL_TIMEOUT`].
+pub const BULK_PIECE_BYTES: usize = 64 << 10;
+/// Time for one peer to tell the asks it knows.
+pub const LEARN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest idle time of a session between requests, on the serving side.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Silence of a fetch after which a further provider is asked as well.
 pub const HEDGE_AFTER: Duration = Duration::from_millis(1500);
 /// Time for which a provider that could not be reached is asked last.
 pub const COOL_DOWN: Duration = Duration::from_secs(20);
+/// Copies of an index log that are fetched at once when recovering.
+pub const RECOVER_COPIES_AT_ONCE: usize = 4;
 /// Rounds of replacing failed providers while a segment is placed.
 pub const PLACE_ROUNDS_MAX: usize = 4;
 /// Segments in flight during a put: each holds at most about 40 MiB of plaintext.
 pub const SEGMENTS_IN_FLIGHT: usize = 2;
-/// Slices in flight during a get: each holds at most about 20 MiB of shards and as much plaintext.
+/// Slices in flight during a get: each holds at most about 10 MiB of shards and as much plaintext.
 pub const SLICES_IN_FLIGHT: usize = 3;
 /// Cells queued for one shard's upload before the coder waits.
-pub const CELLS_QUEUED_MAX: usize = 4;
+pub const CELLS_QUEUED_MAX: usize = 2;
 
 /// Space that is always left free on a provider's disk, for metadata.
 pub const DISK_MARGIN_BYTES: u64 = 16 << 20;
+
+/// The time that a transfer of `bytes` bytes may take in all.
+pub fn bulk_timeout(bytes: u64) -> Duration {
+    STALL_TIMEOUT + Duration::from_secs(bytes / BULK_RATE_MIN)
+}
+
+/// Takes one off a count, and forgets a count of 0.
+pub fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}

@@ -82,7 +82,7 @@ impl Node {
         let lock = home.lock()?;
         let meta = Arc::new(Meta::open(&home.file("meta"))?);
         let book = Arc::new(AskBook::open(identity.network, meta.clone(), unix_now_s())?);
-        let logs = Arc::new(IndexLogs::new(meta.clone()));
+        let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, config.provide.size.0));
         let volume = open_volume(home, &config, &meta)?;
         let traffic = Arc::new(Traffic::default());
 
@@ -120,7 +120,8 @@ impl Node {
             config.node.transport,
         ));
         let catalog = Arc::new(Catalog::new(meta.clone(), logs.clone(), identity.clone()));
-        let client = Arc::new(Client::new(peers, catalog, addresses.clone()));
+        let index_copies = config.client.code.0.parity() + 1;
+        let client = Arc::new(Client::new(peers, catalog, addresses.clone(), index_copies));
         let answerer = Arc::new(Answerer::new(
             identity.network,
             identity.node_key(),
@@ -248,7 +249,11 @@ impl Node {
         let mut peers: Vec<String> = self.libp2p_addrs().iter().map(ToString::to_string).collect();
         let providers =
             self.book.valid(unix_now_s()).into_iter().filter(|p| p.node != self.node_key.public());
-        peers.extend(providers.take(TICKET_PROVIDERS_MAX).filter_map(|p| p.ask.libp2p.into_iter().next()));
+        // What others say of themselves is passed on only if it makes sense.
+        let address = |p: crate::asks::Provider| {
+            p.ask.libp2p.into_iter().next().filter(|text| text.parse::<Multiaddr>().is_ok())
+        };
+        peers.extend(providers.filter_map(address).take(TICKET_PROVIDERS_MAX));
         Ticket::V1 { network: self.identity.network, peers }
     }
 
@@ -261,11 +266,7 @@ impl Node {
             self.client.find_providers(|c| !c.peers.candidates().is_empty()).await;
             let has_index = self.client.catalog.end().is_ok_and(|end| end.seq > 0);
             if has_index {
-                let (_, failures) = self.client.push_index().await;
-                for (node, error) in failures {
-                    tracing::debug!(%node, %error, "a copy of the index lags");
-                }
-                self.client.collect_garbage().await;
+                self.client.tidy().await;
             }
         }
     }

@@ -25,7 +25,10 @@ use crate::asks::{AskBook, Provider};
 use crate::config::Transport;
 use crate::discover::Addresses;
 use crate::frames::{FrameError, Hello, PROTOCOL, Refusal, Request, Response, read_frame, write_frame};
-use crate::limits::{COOL_DOWN, DIAL_TIMEOUT, HELLO_TIMEOUT, STALL_TIMEOUT};
+use crate::limits::{
+    ASKS_MAX, ASKS_PER_ANSWER_MAX, BULK_PIECE_BYTES, COOL_DOWN, DIAL_TIMEOUT, HELLO_TIMEOUT, LEARN_TIMEOUT,
+    RECEIPT_TIMEOUT, STALL_TIMEOUT,
+};
 use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire, peer_id};
 use crate::unix_now_s;
 
@@ -102,8 +105,10 @@ pub struct Peers {
     health: Mutex<HashMap<PublicKey, Health>>,
 }
 
-/// Asks whether idle streams died with the last idle timeout of the other side.
+/// How long an idle session is kept: less than the answering side keeps it.
 const IDLE_TRUST: Duration = Duration::from_secs(60);
+/// How long a session is taken to be alive after it was used.
+const FRESH_FOR: Duration = Duration::from_secs(1);
 
 impl Peers {
     /// Puts the parts together.
@@ -215,6 +220,7 @@ impl Peers {
         result
     }
 
+    /// A session with `node`: one that was kept, if it still lives, else a new one.
     async fn session(&self, node: &PublicKey) -> Result<Session, PeerError> {
         let kept = {
             let mut idle = self.idle.lock().expect("no holder panics");
@@ -222,9 +228,12 @@ impl Peers {
             sessions.retain(|s| s.idle_since.elapsed() < IDLE_TRUST);
             sessions.pop()
         };
-        if let Some(session) = kept.filter(Session::is_alive) {
+        if let Some(mut session) = kept
+            && session.is_alive().await
+        {
             return Ok(session);
         }
+        // Whatever ended that one, ended its siblings, too.
         self.idle.lock().expect("no holder panics").remove(node);
         let wire = self.open(node).await?;
         Session::start(wire, &self.credentials).await
@@ -260,10 +269,12 @@ impl Peers {
     /// Asks some of `nodes` for the asks they know, and takes what is news.
     pub async fn learn_asks(&self, nodes: &[PublicKey]) {
         let learning = nodes.iter().take(LEARN_FROM_MAX).map(async |node| {
-            match self.with_session(node, async |session| session.asks().await).await {
-                // What is known already, or does not hold, is left out.
-                Ok(asks) => asks.into_iter().for_each(|raw| drop(self.book.take(raw, unix_now_s()))),
-                Err(error) => tracing::debug!(%node, %error, "a peer did not tell its asks"),
+            // What is known already, or does not hold, is left out.
+            let take = |raw| drop(self.book.take(raw, unix_now_s()));
+            let asking = self.with_session(node, async |session| session.asks(take).await);
+            match timeout(LEARN_TIMEOUT, asking).await.unwrap_or(Err(PeerError::Stalled)) {
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%node, %error, "a peer did not tell all its asks"),
             }
         });
         futures::future::join_all(learning).await;
@@ -346,15 +357,28 @@ impl Session {
         Ok(Self { wire, in_step: true, idle_since: Instant::now() })
     }
 
-    /// Whether nothing arrived unasked, not even the end of the stream.
-    fn is_alive(&self) -> bool {
-        self.wire.recv.buffer().is_empty()
+    /// Whether the peer still answers on this session. One that rested for longer than a moment is asked for a sign of life: its peer may
+    /// have been restarted, which no packet tells.
+    async fn is_alive(&mut self) -> bool {
+        if !self.wire.recv.buffer().is_empty() {
+            return false;
+        }
+        if self.idle_since.elapsed() < FRESH_FOR {
+            return true;
+        }
+        let question = self.request(&Request::Asks { skip: u32::MAX });
+        let answered = matches!(timeout(DIAL_TIMEOUT, question).await, Ok(Ok(Response::Asks { .. })));
+        self.in_step = answered;
+        answered
     }
 
     async fn response(&mut self) -> Result<Response, PeerError> {
-        let response = timeout(STALL_TIMEOUT, read_frame(&mut self.wire.recv))
-            .await
-            .map_err(|_| PeerError::Stalled)??;
+        self.response_within(STALL_TIMEOUT).await
+    }
+
+    async fn response_within(&mut self, limit: Duration) -> Result<Response, PeerError> {
+        let response =
+            timeout(limit, read_frame(&mut self.wire.recv)).await.map_err(|_| PeerError::Stalled)??;
         match response {
             Response::Refused(refusal) => {
                 self.in_step = true;
@@ -370,22 +394,26 @@ impl Session {
         self.response().await
     }
 
-    /// All asks that the peer knows.
+    /// Hands all asks that the peer knows to `take`.
     ///
     /// # Errors
     /// [`PeerError`].
-    pub async fn asks(&mut self) -> Result<Vec<SignedBytes>, PeerError> {
-        let mut all = Vec::new();
+    pub async fn asks(&mut self, take: impl Fn(SignedBytes)) -> Result<(), PeerError> {
+        let mut taken = 0;
         loop {
-            let request = Request::Asks { skip: all.len() as u32 };
+            let request = Request::Asks { skip: taken as u32 };
             let Response::Asks { asks, more } = self.request(&request).await? else {
                 return Err(PeerError::Protocol("another answer than asks"));
             };
+            if asks.len() > ASKS_PER_ANSWER_MAX {
+                return Err(PeerError::Protocol("more asks than an answer may have"));
+            }
             self.in_step = true;
-            let end = !more || asks.is_empty() || all.len() > crate::limits::ASKS_MAX;
-            all.extend(asks);
+            taken += asks.len();
+            let end = !more || asks.is_empty() || taken > ASKS_MAX;
+            asks.into_iter().for_each(&take);
             if end {
-                return Ok(all);
+                return Ok(());
             }
         }
     }
@@ -407,7 +435,7 @@ impl Session {
             return Err(PeerError::GivenUp);
         }
         in_time(self.wire.send.flush()).await?;
-        let Response::Stored(receipt) = self.response().await? else {
+        let Response::Stored(receipt) = self.response_within(RECEIPT_TIMEOUT).await? else {
             return Err(PeerError::Protocol("another answer than a receipt"));
         };
         self.in_step = true;
@@ -467,9 +495,11 @@ impl Session {
     ///
     /// # Errors
     /// [`PeerError`].
-    pub async fn delete(&mut self, roots: Vec<Root>) -> Result<(u32, u64), PeerError> {
-        let Response::Deleted { shards, freed_bytes } = self.request(&Request::Delete { roots }).await?
-        else {
+    pub async fn delete(&mut self, roots: &[Root]) -> Result<(u32, u64), PeerError> {
+        self.in_step = false;
+        in_time(write_frame(&mut self.wire.send, &Request::Delete { roots: roots.to_vec() })).await?;
+        // Each shard costs the provider a synced write.
+        let Response::Deleted { shards, freed_bytes } = self.response_within(RECEIPT_TIMEOUT).await? else {
             return Err(PeerError::Protocol("another answer than deleted"));
         };
         self.in_step = true;
@@ -480,10 +510,9 @@ impl Session {
     ///
     /// # Errors
     /// [`PeerError`].
-    pub async fn holds(&mut self, roots: Vec<Root>) -> Result<Vec<bool>, PeerError> {
-        let asked = roots.len();
-        match self.request(&Request::Holds { roots }).await? {
-            Response::Holding(held) if held.len() == asked => {
+    pub async fn holds(&mut self, roots: &[Root]) -> Result<Vec<bool>, PeerError> {
+        match self.request(&Request::Holds { roots: roots.to_vec() }).await? {
+            Response::Holding(held) if held.len() == roots.len() => {
                 self.in_step = true;
                 Ok(held)
             }
@@ -515,9 +544,11 @@ impl Session {
         let Response::Ready = self.request(&Request::IndexAppend { len: bytes.len() as u32 }).await? else {
             return Err(PeerError::Protocol("another answer than ready"));
         };
-        in_time(self.wire.send.write_all(&bytes)).await?;
+        for piece in bytes.chunks(BULK_PIECE_BYTES) {
+            in_time(self.wire.send.write_all(piece)).await?;
+        }
         in_time(self.wire.send.flush()).await?;
-        let Response::Done = self.response().await? else {
+        let Response::Done = self.response_within(RECEIPT_TIMEOUT).await? else {
             return Err(PeerError::Protocol("another answer than done"));
         };
         self.in_step = true;
@@ -537,7 +568,9 @@ impl Session {
             return Err(PeerError::Protocol("an index entry beyond its bound"));
         }
         let mut bytes = vec![0; len as usize];
-        in_time(self.wire.recv.read_exact(&mut bytes)).await?;
+        for piece in bytes.chunks_mut(BULK_PIECE_BYTES) {
+            in_time(self.wire.recv.read_exact(piece)).await?;
+        }
         let Response::Done = self.response().await? else {
             return Err(PeerError::Protocol("another end than done"));
         };

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use spare_market::keys::PublicKey;
@@ -19,7 +19,7 @@ use spare_market::receipt::Receipt;
 use spare_proofs::cipher::{Secret, SegmentKey};
 use spare_proofs::erasure::Erasure;
 use spare_proofs::geometry::Geometry;
-use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe};
+use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe, segments_max};
 use spare_proofs::segment::SegmentCoder;
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -29,9 +29,8 @@ use crate::catalog::{
     BlobEntry, Catalog, CatalogError, Change, Garbage, INLINE_RECIPE_MAX_BYTES, RecipeAt, shards_of,
 };
 use crate::client::{Client, Transfer};
-use crate::limits::{
-    CELLS_QUEUED_MAX, DELETE_MAX_ROOTS, NAME_MAX_BYTES, PLACE_ROUNDS_MAX, SEGMENTS_IN_FLIGHT,
-};
+use crate::get::GetError;
+use crate::limits::{CELLS_QUEUED_MAX, NAME_MAX_BYTES, PLACE_ROUNDS_MAX, SEGMENTS_IN_FLIGHT};
 use crate::meta::{Batch, MetaError, Table};
 use crate::peers::PeerError;
 use crate::unix_now_s;
@@ -83,6 +82,21 @@ pub enum PutError {
         /// What happened.
         failures: String,
     },
+    /// The blob is too long.
+    #[error(
+        "a blob at this code has at most {segments_max} segments of {segment_bytes} bytes; cut the source in parts"
+    )]
+    TooLong {
+        /// Most segments.
+        segments_max: usize,
+        /// Bytes of each.
+        segment_bytes: usize,
+    },
+    /// The recipe of a blob that is to be removed cannot be read, so its shards cannot be named.
+    #[error(
+        "its shards cannot be named, since its recipe cannot be read: {0}. Try again when more providers are up, or remove it with --force and leave its shards where they are"
+    )]
+    Unnameable(GetError),
     /// The source failed.
     #[error("the source could not be read to its end: {0}")]
     Source(std::io::Error),
@@ -173,6 +187,7 @@ pub async fn put(
     transfer: Arc<Transfer>,
 ) -> Result<BlobEntry, PutError> {
     check_name(&options.name)?;
+    let _not_while_recovering = client.recovering.read().await;
     let _claim = client.claim(&options.name).ok_or_else(|| PutError::Busy(options.name.clone()))?;
     let replaced = client.catalog.get(&options.name)?;
     if replaced.is_some() && !options.replace {
@@ -190,21 +205,23 @@ pub async fn put(
     Ok(entry)
 }
 
-/// Removes a blob. Its shards are deleted where their providers can be reached, elsewhere later.
+/// Removes a blob. Its shards are deleted where their providers can be reached, elsewhere later. With `force` also a blob whose recipe cannot
+/// be read, so that nobody can name its shards any more; they stay where they are.
 ///
 /// # Errors
-/// [`PutError::Busy`], or the local records failed. `Ok(false)` when there is no such blob.
-pub async fn remove(client: &Arc<Client>, name: &str) -> Result<bool, PutError> {
+/// [`PutError::Busy`], [`PutError::Unnameable`], or the local records failed. `Ok(false)` when there is no such blob.
+pub async fn remove(client: &Arc<Client>, name: &str, force: bool) -> Result<bool, PutError> {
+    let _not_while_recovering = client.recovering.read().await;
     let _claim = client.claim(name).ok_or_else(|| PutError::Busy(name.to_owned()))?;
     let Some(entry) = client.catalog.get(name)? else { return Ok(false) };
-    let garbage = garbage_of(client, &entry).await;
+    let garbage = match garbage_of(client, &entry).await {
+        Err(error) if !force => return Err(PutError::Unnameable(error)),
+        garbage => garbage.unwrap_or_default(),
+    };
     client.catalog.change(Change::Remove { name: name.to_owned() }, &garbage, Batch::default())?;
     // The removal is durable. Telling providers may wait for those that are away.
     let client = client.clone();
-    tokio::spawn(async move {
-        client.push_index().await;
-        client.collect_garbage().await;
-    });
+    tokio::spawn(async move { client.tidy().await });
     Ok(true)
 }
 
@@ -282,8 +299,12 @@ impl Put {
     /// Cuts `source` into segments and places them, a few at a time.
     async fn store(&self, source: impl AsyncRead + Unpin + Send) -> Result<(Recipe, Placement), PutError> {
         let segment_bytes = self.geometry.segment_plaintext_max_bytes();
+        let segments_max = segments_max(self.geometry);
         let segments = futures::stream::try_unfold((source, 0u64), |(mut source, index)| async move {
             let plaintext = read_segment(&mut source, segment_bytes).await.map_err(PutError::Source)?;
+            if index as usize >= segments_max && !plaintext.is_empty() {
+                return Err(PutError::TooLong { segments_max, segment_bytes });
+            }
             Ok((!plaintext.is_empty()).then_some(((index, plaintext), (source, index + 1))))
         });
         let placed: Vec<PlacedSegment> = segments
@@ -379,9 +400,9 @@ impl Put {
             by_node.entry(*node).or_default().push(*root);
         }
         let checks = by_node.into_iter().map(|(node, roots)| async move {
-            let asked: Vec<Root> = roots.iter().copied().take(DELETE_MAX_ROOTS).collect();
+            // Failure domains give a provider one shard of a segment, so this fits one request.
             let held =
-                self.client.peers.with_session(&node, async |session| session.holds(asked).await).await;
+                self.client.peers.with_session(&node, async |session| session.holds(&roots).await).await;
             let held = held.unwrap_or_default();
             roots
                 .into_iter()
@@ -519,13 +540,14 @@ fn code_into(
     senders: Vec<(usize, mpsc::Sender<Bytes>)>,
 ) -> BTreeMap<usize, Root> {
     let mut hashers: Vec<blake3::Hasher> = senders.iter().map(|_| blake3::Hasher::new()).collect();
+    let mut row = Vec::new();
     for r in 0..coder.layout().rows() {
-        let mut row = BytesMut::zeroed(coder.row_bytes(r));
+        row.resize(coder.row_bytes(r), 0);
         coder.code_row(r, plaintext, &mut row);
         let cell_bytes = coder.layout().row(r).cell_bytes;
-        let row = row.freeze();
         for ((shard, sender), hasher) in senders.iter().zip(&mut hashers) {
-            let cell = row.slice(shard * cell_bytes..(shard + 1) * cell_bytes);
+            // Copied, so that one slow provider does not keep whole rows in memory.
+            let cell = Bytes::copy_from_slice(&row[shard * cell_bytes..(shard + 1) * cell_bytes]);
             hasher.update(&cell);
             // An upload that failed has dropped its end; the others go on.
             let _ = sender.blocking_send(cell);
@@ -556,7 +578,10 @@ async fn finish(
     replaced: Option<BlobEntry>,
 ) -> Result<(), PutError> {
     let garbage = match &replaced {
-        Some(old) => garbage_of(client, old).await,
+        Some(old) => garbage_of(client, old).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the shards of a replaced blob cannot be named, and stay with their providers");
+            Vec::new()
+        }),
         None => Vec::new(),
     };
     let mut batch = Batch::default();
@@ -574,26 +599,22 @@ async fn finish(
     Ok(())
 }
 
-/// All shards of a blob, those of its recipe included. Without its recipe the shards cannot be named and stay.
-async fn garbage_of(client: &Arc<Client>, entry: &BlobEntry) -> Vec<Garbage> {
-    let mut garbage = Vec::new();
-    match crate::get::load_recipe(client, entry).await {
-        Ok(recipe) => garbage.extend(shards_of(&Recipe::V1(recipe), &entry.placement)),
-        Err(error) => {
-            tracing::warn!(%error, "the shards of a removed blob cannot be named, and stay with their providers")
-        }
+/// All shards of a blob, those of its recipe included.
+///
+/// # Errors
+/// When the recipe cannot be read: without it the shards cannot be named.
+async fn garbage_of(client: &Arc<Client>, entry: &BlobEntry) -> Result<Vec<Garbage>, GetError> {
+    let recipe = crate::get::load_recipe(client, entry).await?;
+    let mut garbage = shards_of(&Recipe::V1(recipe), &entry.placement);
+    if let RecipeAt::Stored { recipe, placement } = &entry.recipe {
+        garbage.extend(shards_of(&client.catalog.open_recipe(recipe)?, placement));
     }
-    if let RecipeAt::Stored { recipe, placement } = &entry.recipe
-        && let Ok(recipe) = client.catalog.open_recipe(recipe)
-    {
-        garbage.extend(shards_of(&recipe, placement));
-    }
-    garbage
+    Ok(garbage)
 }
 
 /// Copies the index until it survives the loss that the blob survives.
 async fn replicate_index(client: &Arc<Client>, needed: usize) -> Result<(), PutError> {
-    let (copies, failures) = client.push_index().await;
+    let (copies, failures) = client.push_index(needed).await;
     let needed = needed.min(copies + failures.len());
     if copies >= needed && copies > 0 {
         return Ok(());

@@ -1,9 +1,10 @@
 //! Recover: seed -> account -> providers' copies of the index log -> the list of blobs.
 //!
-//! Copies are untrusted. Every entry must be sealed under the account's index key, which no provider has, and must follow the one before;
-//! among the copies that hold, the longest wins. A provider can withhold the newest entries, but not invent any.
+//! Copies are untrusted. Every entry must be sealed for its place under the account's index key, which no provider has, and must follow the
+//! one before; among the copies that hold, the longest wins. A provider can withhold the newest entries, but not invent or move any.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use spare_market::signed::Signed;
 
 use crate::catalog::CatalogError;
 use crate::client::Client;
+use crate::limits::{INDEX_ENTRIES_MAX, INDEX_MAX_BYTES, RECOVER_COPIES_AT_ONCE, bulk_timeout};
 use crate::peers::{PeerError, Peers};
 
 /// What recovery found.
@@ -45,6 +47,11 @@ pub enum RecoverError {
         /// Providers that answered.
         answered: usize,
     },
+    /// Puts or removals are under way.
+    #[error(
+        "puts or removals are under way, which would race with what is recovered; try again when they are done"
+    )]
+    Busy,
     /// All copies found were unusable.
     #[error("copies of the index were found, but none holds: {0}")]
     Unusable(String),
@@ -58,6 +65,7 @@ pub enum RecoverError {
 /// # Errors
 /// [`RecoverError`].
 pub async fn recover(client: &Arc<Client>) -> Result<Recovered, RecoverError> {
+    let _alone = client.recovering.try_write().map_err(|_| RecoverError::Busy)?;
     client.find_providers(|_| false).await;
     let nodes: Vec<PublicKey> = client.peers.candidates().into_iter().map(|c| c.node).collect();
     let asking = nodes.into_iter().map(|node| {
@@ -79,8 +87,12 @@ pub async fn recover(client: &Arc<Client>) -> Result<Recovered, RecoverError> {
         return Err(RecoverError::Nothing { answered });
     }
     let mut failures = Vec::new();
-    for (node, end) in copies {
-        let adopted = match log_at(&client.peers, &node, end).await {
+    // The longest is taken first, whichever arrives first; and one that lets wait does not hold up the next ones.
+    let mut fetching = futures::stream::iter(copies)
+        .map(async |(node, end)| (node, end, log_at(client, &node, end).await))
+        .buffered(RECOVER_COPIES_AT_ONCE);
+    while let Some((node, end, log)) = fetching.next().await {
+        let adopted = match log {
             Ok(entries) => client.catalog.adopt(&entries).map_err(|e| e.to_string()),
             Err(error) => Err(error.to_string()),
         };
@@ -103,15 +115,35 @@ async fn end_at(peers: &Peers, node: &PublicKey) -> Result<LogEnd, PeerError> {
     peers.with_session(node, async |session| session.index_end().await).await
 }
 
-/// Fetches the log from its base, each entry checked to extend the one before.
-async fn log_at(peers: &Peers, node: &PublicKey, end: LogEnd) -> Result<Vec<Signed<IndexEntry>>, PeerError> {
-    peers
+/// Fetches the log from its base. Each entry is checked as it arrives: that it extends the one before, and that this account sealed it. So
+/// a provider that makes one up is found out at its first entry, however long it says the log is.
+async fn log_at(
+    client: &Client,
+    node: &PublicKey,
+    end: LogEnd,
+) -> Result<Vec<Signed<IndexEntry>>, PeerError> {
+    if end.base == 0 || end.base > end.seq || end.seq - end.base >= INDEX_ENTRIES_MAX {
+        return Err(PeerError::Protocol("its copy of the index has an impossible length"));
+    }
+    let started = Instant::now();
+    client
+        .peers
         .with_session(node, async |session| {
             let mut entries = Vec::new();
             let mut here = LogEnd::default();
+            let mut bytes = 0;
             for seq in end.base..=end.seq {
-                let entry = session.index_read(seq).await?.check::<IndexEntry>(peers.network())?;
+                let entry = session.index_read(seq).await?.check::<IndexEntry>(client.peers.network())?;
                 let IndexEntry::V1(v1) = entry.value();
+                if client.catalog.open(v1).is_err() {
+                    return Err(PeerError::Protocol("its copy of the index is not sealed by this account"));
+                }
+                bytes += entry.raw().bytes.len() as u64;
+                // Many small entries cost a round trip each.
+                let allowed = bulk_timeout(bytes) + Duration::from_secs(entries.len() as u64);
+                if bytes > INDEX_MAX_BYTES || started.elapsed() > allowed {
+                    return Err(PeerError::Protocol("its copy of the index takes too long"));
+                }
                 here = here
                     .extend(v1, &entry.raw().bytes)
                     .map_err(|_| PeerError::Protocol("its copy of the index is not one log"))?;

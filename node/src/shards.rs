@@ -1,6 +1,7 @@
 //! Shards on disk: one file each, durable before they are promised.
 //!
 //! ```text
+//! VOLUME/id                      names the volume; the metadata store knows it, too
 //! VOLUME/incoming/<number>       a shard under way; emptied at start
 //! VOLUME/shards/ab/<root>.<owner>   stored bytes, then the tree's group hashes (32 bytes per 16 KiB)
 //! ```
@@ -13,16 +14,17 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use spare_market::keys::PublicKey;
 use spare_proofs::tree::{GROUP_BYTES, Root, Tree, TreeHasher};
 
-use crate::direct_io::{BufferPool, DirectWriter};
+use crate::direct_io::{BUFFER_BYTES, BufferPool, DirectReader, DirectWriter, Filled};
 use crate::limits::DISK_MARGIN_BYTES;
 use crate::meta::{Batch, Meta, MetaError, Table};
 
@@ -31,6 +33,7 @@ const STAT_BLOCK_BYTES: u64 = 512;
 /// Unit in which a reservation is rounded up.
 const DISK_BLOCK_BYTES: u64 = 4096;
 const USED_KEY: &[u8] = b"shard file bytes";
+const VOLUME_ID_KEY: &[u8] = b"volume id";
 
 /// What is kept about a durable shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +66,11 @@ pub enum ShardError {
     /// The file is shorter than its record says, or its bytes are not the shard's.
     #[error("the shard's file is damaged: {0}")]
     Damaged(String),
+    /// The folder is not the one that the records are about.
+    #[error(
+        "it is not the folder that this node kept its shards in: {0}. Is its disk mounted, and is provide.dir right? To start over with an empty folder, set up a new node"
+    )]
+    OtherVolume(&'static str),
     /// The disk failed.
     #[error("the disk failed: {0}")]
     Io(#[from] io::Error),
@@ -85,6 +93,8 @@ pub struct Volume {
     /// Disk taken by the folders above them.
     top_bytes: u64,
     next_incoming: AtomicU64,
+    /// One for each of the 256 folders: shards of a folder are committed and deleted one at a time.
+    changing: Vec<Mutex<()>>,
     buffers: Arc<BufferPool>,
 }
 
@@ -107,6 +117,42 @@ fn stat_bytes(path: &Path) -> io::Result<u64> {
     Ok(disk_bytes(&fs::metadata(path)?))
 }
 
+const VOLUME_ID_FILE: &str = "id";
+
+/// Checks that the folder and the metadata store belong together, so that a disk that is not mounted is not taken for an empty one. A
+/// folder and a store that are both new are tied.
+fn check_volume_id(dir: &Path, meta: &Meta) -> Result<(), ShardError> {
+    let file = dir.join(VOLUME_ID_FILE);
+    let there = match fs::read_to_string(&file) {
+        Ok(text) => Some(text.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    let known: Option<String> = meta.get(Table::State, VOLUME_ID_KEY)?;
+    match (there, known) {
+        (Some(there), Some(known)) if there == known => Ok(()),
+        (Some(_), Some(_)) => Err(ShardError::OtherVolume("another node's shards are in it")),
+        (None, Some(_)) => Err(ShardError::OtherVolume("it has no file named id")),
+        // Cut short between the two.
+        (Some(there), None) if !dir.join("shards").exists() => {
+            Ok(meta.commit(Batch::default().put(Table::State, VOLUME_ID_KEY, &there))?)
+        }
+        (Some(_), None) => Err(ShardError::OtherVolume("it belongs to a node, and this one is new")),
+        (None, None) => {
+            let id = blake3::Hash::from_bytes(rand::random()).to_hex().to_string();
+            fs::write(&file, format!("{id}\n"))?;
+            File::open(&file)?.sync_all()?;
+            Ok(meta.commit(Batch::default().put(Table::State, VOLUME_ID_KEY, &id))?)
+        }
+    }
+}
+
+/// Removes a file so that it stays away, also after a power cut.
+fn remove_durably(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    File::open(path.parent().expect("a file lies in a folder"))?.sync_all()
+}
+
 fn key(owner: &PublicKey, root: &Root) -> Vec<u8> {
     [&owner.to_bytes()[..], root.as_bytes()].concat()
 }
@@ -122,6 +168,8 @@ impl Volume {
     /// [`ShardError`] when the disk or the metadata store fails.
     pub fn open(dir: &Path, meta: Arc<Meta>, offered_bytes: u64) -> Result<Self, ShardError> {
         let incoming = dir.join("incoming");
+        fs::create_dir_all(dir)?;
+        check_volume_id(dir, &meta)?;
         fs::create_dir_all(&incoming)?;
         for left_over in fs::read_dir(&incoming)? {
             fs::remove_file(left_over?.path())?;
@@ -133,12 +181,17 @@ impl Volume {
             fs::create_dir_all(&folder)?;
             folder_bytes.push(AtomicU64::new(stat_bytes(&folder)?));
         }
-        File::open(&shards)?.sync_all()?;
-        let top_bytes = stat_bytes(dir)? + stat_bytes(&incoming)? + stat_bytes(&shards)?;
+        for folder in [&shards, dir] {
+            File::open(folder)?.sync_all()?;
+        }
+        let top_bytes = stat_bytes(dir)?
+            + stat_bytes(&incoming)?
+            + stat_bytes(&shards)?
+            + stat_bytes(&dir.join(VOLUME_ID_FILE))?;
         for (name, shard_key) in meta.all::<Vec<u8>>(Table::Pending, b"")? {
             if meta.get::<ShardRecord>(Table::Shards, &shard_key)?.is_none() {
                 let path = shards.join(String::from_utf8_lossy(&name).as_ref());
-                match fs::remove_file(&path) {
+                match remove_durably(&path) {
                     Ok(()) => {
                         tracing::info!(path = %path.display(), "removed a shard file that a crash left without a record")
                     }
@@ -158,9 +211,15 @@ impl Volume {
             folder_bytes,
             top_bytes,
             next_incoming: AtomicU64::new(0),
+            changing: (0..256).map(|_| Mutex::default()).collect(),
             buffers: Arc::default(),
         };
         Ok(volume)
+    }
+
+    /// Held while a shard with this root is committed or deleted, so that what is on record, on disk and counted stays one.
+    fn change(&self, root: &Root) -> MutexGuard<'_, ()> {
+        self.changing[usize::from(root.as_bytes()[0])].lock().expect("no holder panics")
     }
 
     /// How full the volume is. Free room is bounded by the offer and by the disk, whichever is less.
@@ -215,7 +274,11 @@ impl Volume {
     /// [`ShardError`]; `Damaged` when the file does not fit its record.
     pub fn open_shard(&self, owner: &PublicKey, root: &Root) -> Result<OpenShard, ShardError> {
         let ShardRecord::V1 { shard_bytes, .. } = self.record(owner, root)?.ok_or(ShardError::NotHere)?;
-        let file = File::open(self.path(owner, root)).map_err(|e| ShardError::Damaged(e.to_string()))?;
+        let file = match DirectReader::open(&self.path(owner, root), &self.buffers) {
+            // Deleted just now.
+            Err(_) if self.record(owner, root)?.is_none() => return Err(ShardError::NotHere),
+            opened => opened.map_err(|e| ShardError::Damaged(e.to_string()))?,
+        };
         let tree = read_tree(&file, shard_bytes, *root)?;
         Ok(OpenShard { file, tree })
     }
@@ -233,6 +296,7 @@ impl Volume {
     /// # Errors
     /// When the disk or the metadata store fails.
     pub fn delete(&self, owner: &PublicKey, root: &Root) -> Result<u64, ShardError> {
+        let _one_at_a_time = self.change(root);
         let key = key(owner, root);
         let Some(ShardRecord::V1 { disk_bytes, .. }) = self.meta.get(Table::Shards, &key)? else {
             return Ok(0);
@@ -241,7 +305,7 @@ impl Volume {
         let mut batch = Batch::default();
         batch.delete(Table::Shards, &key).put(Table::Pending, name.as_bytes(), &key);
         self.meta.commit(batch.add(Table::State, USED_KEY, -(disk_bytes as i64)))?;
-        match fs::remove_file(self.path(owner, root)) {
+        match remove_durably(&self.path(owner, root)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
@@ -318,7 +382,7 @@ impl Incoming {
     /// Makes the shard durable and returns its root. Blocks.
     ///
     /// # Errors
-    /// When the disk or the metadata store fails; nothing is kept then.
+    /// When the disk or the metadata store fails. Nothing is on record then; a file that was renamed already is removed at the next start.
     ///
     /// # Panics
     /// When not all announced bytes were written.
@@ -331,6 +395,7 @@ impl Incoming {
         let file_disk_bytes = disk_bytes(&self.file.finish().map_err(full_or)?.metadata()?);
         let root = tree.root();
         let volume = self.reservation.volume.clone();
+        let _one_at_a_time = volume.change(&root);
         let key = key(owner, &root);
         if volume.meta.get::<ShardRecord>(Table::Shards, &key)?.is_some() {
             return Ok(root);
@@ -353,14 +418,14 @@ impl Incoming {
     }
 }
 
-fn read_tree(file: &File, shard_bytes: u64, root: Root) -> Result<Tree, ShardError> {
+fn read_tree(file: &DirectReader, shard_bytes: u64, root: Root) -> Result<Tree, ShardError> {
     let damaged = |e: &dyn std::fmt::Display| ShardError::Damaged(e.to_string());
     if shard_bytes <= GROUP_BYTES as u64 {
         return Tree::single(shard_bytes, root).map_err(|e| damaged(&e));
     }
-    let mut hashes = vec![0; shard_bytes.div_ceil(GROUP_BYTES as u64) as usize * 32];
-    file.read_exact_at(&mut hashes, shard_bytes).map_err(|e| damaged(&e))?;
-    let groups = hashes.as_chunks::<32>().0.to_vec();
+    let len = shard_bytes.div_ceil(GROUP_BYTES as u64) as usize * 32;
+    let hashes = file.read(shard_bytes, len).map_err(|e| damaged(&e))?;
+    let groups = hashes.as_ref().as_chunks::<32>().0.to_vec();
     let tree = Tree::from_groups(shard_bytes, groups).map_err(|e| damaged(&e))?;
     if tree.root() == root {
         Ok(tree)
@@ -369,9 +434,12 @@ fn read_tree(file: &File, shard_bytes: u64, root: Root) -> Result<Tree, ShardErr
     }
 }
 
+/// Most bytes of a shard that are read at once.
+pub const READ_MAX_BYTES: usize = BUFFER_BYTES;
+
 /// A shard open for reading.
 pub struct OpenShard {
-    file: File,
+    file: DirectReader,
     tree: Tree,
 }
 
@@ -381,13 +449,24 @@ impl OpenShard {
         &self.tree
     }
 
-    /// Reads the group at `offset`, checks it, so that rot is never served, and returns its hash. Blocks.
+    /// Reads the groups in `range`, whose start is a group's, and checks them, so that rot is never served. Returns their bytes and each
+    /// one's hash. Blocks.
     ///
     /// # Errors
     /// [`ShardError::Damaged`] when the file's bytes are not the shard's.
-    pub fn read_group(&self, offset: u64, buffer: &mut [u8]) -> Result<[u8; 32], ShardError> {
-        self.file.read_exact_at(buffer, offset).map_err(|e| ShardError::Damaged(e.to_string()))?;
-        self.tree.verify_group(offset, buffer).map_err(|e| ShardError::Damaged(e.to_string()))
+    ///
+    /// # Panics
+    /// When the range is longer than [`READ_MAX_BYTES`].
+    pub fn read_groups(&self, range: Range<u64>) -> Result<(Filled, Vec<[u8; 32]>), ShardError> {
+        let damaged = |e: &dyn std::fmt::Display| ShardError::Damaged(e.to_string());
+        let len = (range.end - range.start) as usize;
+        assert!(len <= READ_MAX_BYTES, "a read fits a buffer");
+        let bytes = self.file.read(range.start, len).map_err(|e| damaged(&e))?;
+        let offsets = range.step_by(GROUP_BYTES);
+        let verify =
+            |(offset, group): (u64, &[u8])| self.tree.verify_group(offset, group).map_err(|e| damaged(&e));
+        let hashes = offsets.zip(bytes.as_ref().chunks(GROUP_BYTES)).map(verify).collect::<Result<_, _>>()?;
+        Ok((bytes, hashes))
     }
 }
 
@@ -445,9 +524,12 @@ mod tests {
         let volume = open(dir.path(), 1 << 30);
         assert_eq!(volume.room().used_bytes, du(&dir.path().join("volume")), "after a delete and a restart");
         let shard = volume.open_shard(&OWNER, &roots[4]).unwrap();
-        let mut group = vec![0; GROUP_BYTES];
-        shard.read_group(GROUP_BYTES as u64, &mut group).unwrap();
-        assert_eq!(group, shards[4][GROUP_BYTES..2 * GROUP_BYTES]);
+        let start = GROUP_BYTES as u64;
+        let (bytes, hashes) = shard.read_groups(start..300_000).unwrap();
+        assert!(bytes.as_ref() == &shards[4][GROUP_BYTES..]);
+        assert_eq!(hashes.len(), 300_000usize.div_ceil(GROUP_BYTES) - 1);
+        let last = shard.read_groups(18 * start..300_000).unwrap().0;
+        assert!(last.as_ref() == &shards[4][18 * GROUP_BYTES..]);
         assert!(matches!(
             volume.open_shard(&PublicKey::Ed25519([2; 32]), &roots[4]),
             Err(ShardError::NotHere)
@@ -463,6 +545,44 @@ mod tests {
         store(&volume, &vec![1; 2 << 20]).unwrap();
         assert!(matches!(store(&volume, &vec![2; 2 << 20]), Err(ShardError::NoRoom { .. })));
         assert_eq!(fs::read_dir(volume.dir.join("incoming")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn many_at_once_leave_what_du_says() {
+        let Fixture { dir, volume } = fixture(1 << 30);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for i in 0..40u32 {
+                        let bytes = (i % 3).to_le_bytes();
+                        let root = store(&volume, &bytes).unwrap();
+                        // Whoever stored it last may find it deleted by another thread, but never half of it.
+                        match volume.open_shard(&OWNER, &root) {
+                            Ok(_) | Err(ShardError::NotHere) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                        volume.delete(&OWNER, &root).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(volume.used_bytes.load(Ordering::Relaxed), 0);
+        drop(volume);
+        assert_eq!(open(dir.path(), 1 << 30).used_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_there_is_noticed() {
+        let Fixture { dir, volume } = fixture(1 << 30);
+        store(&volume, b"shard").unwrap();
+        drop(volume);
+        let meta = Arc::new(Meta::open(&dir.path().join("meta")).unwrap());
+        let elsewhere = Volume::open(&dir.path().join("mount-point"), meta.clone(), 1 << 30);
+        assert!(matches!(elsewhere, Err(ShardError::OtherVolume(_))));
+        let other = Arc::new(Meta::open(&dir.path().join("other")).unwrap());
+        let stolen = Volume::open(&dir.path().join("volume"), other, 1 << 30);
+        assert!(matches!(stolen, Err(ShardError::OtherVolume(_))));
+        Volume::open(&dir.path().join("volume"), meta, 1 << 30).unwrap();
     }
 
     #[test]
@@ -500,16 +620,8 @@ mod tests {
             let mut bad = good.clone();
             bad[position] ^= 1;
             fs::write(&path, &bad).unwrap();
-            let served = volume.open_shard(&OWNER, &root).and_then(|shard| {
-                for (offset, len) in [
-                    (0, GROUP_BYTES),
-                    (GROUP_BYTES, GROUP_BYTES),
-                    (2 * GROUP_BYTES, 40_000 - 2 * GROUP_BYTES),
-                ] {
-                    shard.read_group(offset as u64, &mut vec![0; len])?;
-                }
-                Ok(())
-            });
+            let served =
+                volume.open_shard(&OWNER, &root).and_then(|shard| shard.read_groups(0..40_000).map(drop));
             assert!(matches!(served, Err(ShardError::Damaged(_))), "bit at {position}");
         }
         fs::write(&path, &good[..100]).unwrap();

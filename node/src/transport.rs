@@ -20,12 +20,13 @@ use spare_market::keys::PublicKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 
 use crate::limits::{
-    CONNECTIONS_MAX, CONNECTIONS_PER_IP_MAX, DIAL_TIMEOUT, HELLO_TIMEOUT, STREAMS_PER_CONNECTION_MAX,
+    CONNECTIONS_BEFORE_RETRY, CONNECTIONS_MAX, CONNECTIONS_PER_IP_MAX, DIAL_TIMEOUT, HELLO_TIMEOUT,
+    IDLE_TIMEOUT, STREAMS_PER_CONNECTION_MAX, count_down,
 };
 
 const ALPN: &[u8] = b"spare/1";
-/// Read buffer of a wire: a few groups, so that hash pairs do not cost a call each.
-const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// Read buffer of a wire: for frames and hash pairs. Most of a group goes past it, and is not copied once more.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// Bytes that went over all wires of this node, control frames included.
 #[derive(Debug, Default)]
@@ -46,6 +47,8 @@ pub struct Wire {
     pub peer: PublicKey,
     /// Where the peer was seen.
     pub remote_ip: IpAddr,
+    /// Shared by all wires of a connection, which so knows whether any is in use.
+    _in_use: Option<Arc<()>>,
 }
 
 impl Wire {
@@ -66,6 +69,7 @@ impl Wire {
             send: Counted { inner: send, traffic: traffic.clone() },
             peer,
             remote_ip,
+            _in_use: None,
         }
     }
 }
@@ -116,6 +120,26 @@ impl Counted<SendHalf> {
         match &mut self.inner {
             SendHalf::Direct(stream) => Ok(stream.write_chunk(bytes).await?),
             SendHalf::Other(stream) => stream.write_all(&bytes).await,
+        }
+    }
+}
+
+impl Counted<SendHalf> {
+    /// Sends `pieces` one after another, without copying them where the transport can.
+    ///
+    /// # Errors
+    /// When the stream fails.
+    pub async fn write_pieces(&mut self, pieces: &mut [Bytes]) -> io::Result<()> {
+        let bytes: usize = pieces.iter().map(Bytes::len).sum();
+        self.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        match &mut self.inner {
+            SendHalf::Direct(stream) => Ok(stream.write_all_chunks(pieces).await?),
+            SendHalf::Other(stream) => {
+                for piece in pieces {
+                    stream.write_all(piece).await?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -202,7 +226,7 @@ pub fn transport_config() -> Arc<quinn::TransportConfig> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window((2u32 << 20).into())
         .receive_window((8u32 << 20).into())
-        .send_window(2 << 20)
+        .send_window(1 << 20)
         .keep_alive_interval(Some(Duration::from_secs(3)))
         .max_idle_timeout(Some(Duration::from_secs(8).try_into().expect("8 s fit")));
     Arc::new(transport)
@@ -304,9 +328,10 @@ impl Direct {
     pub async fn accept(self: Arc<Self>, serve: impl Fn(Wire) + Clone + Send + 'static) {
         while let Some(incoming) = self.endpoint.accept().await {
             let ip = incoming.remote_address().ip();
-            if !incoming.remote_address_validated() && self.endpoint.open_connections() > CONNECTIONS_MAX / 2
-            {
-                // Under load, make the sender show that the address is its own.
+            let crowded = self.accepted_from(ip) >= CONNECTIONS_BEFORE_RETRY
+                || self.endpoint.open_connections() > CONNECTIONS_MAX / 2;
+            if !incoming.remote_address_validated() && crowded {
+                // Make the sender show that the address is its own, so that nobody uses up another's connections.
                 let _ = incoming.retry();
                 continue;
             }
@@ -327,12 +352,16 @@ impl Direct {
     fn slot(self: &Arc<Self>, ip: IpAddr) -> Option<Slot> {
         let mut accepted = self.accepted.lock().expect("no holder panics");
         let total: usize = accepted.values().sum();
-        let count = accepted.entry(ip).or_default();
-        if total >= CONNECTIONS_MAX || *count >= CONNECTIONS_PER_IP_MAX {
+        let count = accepted.get(&ip).copied().unwrap_or(0);
+        if total >= CONNECTIONS_MAX || count >= CONNECTIONS_PER_IP_MAX {
             return None;
         }
-        *count += 1;
+        accepted.insert(ip, count + 1);
         Some(Slot { direct: self.clone(), ip })
+    }
+
+    fn accepted_from(&self, ip: IpAddr) -> usize {
+        self.accepted.lock().expect("no holder panics").get(&ip).copied().unwrap_or(0)
     }
 
     async fn serve_connection(&self, incoming: quinn::Incoming, serve: impl Fn(Wire)) -> anyhow::Result<()> {
@@ -340,9 +369,18 @@ impl Direct {
         let connection = tokio::time::timeout(HELLO_TIMEOUT, incoming.accept()?).await??;
         let peer =
             proven_peer(&connection).ok_or_else(|| anyhow::anyhow!("the peer showed no ed25519 node key"))?;
+        let in_use = Arc::new(());
         loop {
-            let (send, recv) = connection.accept_bi().await?;
-            serve(Wire::new(recv, SendHalf::Direct(send), peer, ip, &self.traffic));
+            let Ok(accepted) = tokio::time::timeout(IDLE_TIMEOUT, connection.accept_bi()).await else {
+                if Arc::strong_count(&in_use) > 1 {
+                    continue;
+                }
+                connection.close(0u32.into(), b"idle");
+                return Ok(());
+            };
+            let (send, recv) = accepted?;
+            let wire = Wire::new(recv, SendHalf::Direct(send), peer, ip, &self.traffic);
+            serve(Wire { _in_use: Some(in_use.clone()), ..wire });
         }
     }
 
@@ -360,13 +398,7 @@ struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut accepted = self.direct.accepted.lock().expect("no holder panics");
-        if let Some(count) = accepted.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                accepted.remove(&self.ip);
-            }
-        }
+        count_down(&mut self.direct.accepted.lock().expect("no holder panics"), &self.ip);
     }
 }
 

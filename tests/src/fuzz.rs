@@ -1,7 +1,7 @@
 //! Fuzz targets, one a decoder of bytes that come from outside. Each takes any bytes and must not panic; where bytes decode, encoding
 //! the value gives the same bytes back.
 //!
-//! `tests/tests/decoders.rs` runs them on generated input in every test run; `make fuzz` runs them under libFuzzer.
+//! `tests/tests/decoders.rs` runs them on generated input in every test run.
 
 use std::str::FromStr;
 
@@ -20,8 +20,8 @@ use spare_proofs::cipher::{Secret, SegmentKey, open_message, seal_message};
 use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::geometry::Geometry;
 use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe};
-use spare_proofs::sumtree::{Sum, SumProof};
-use spare_proofs::tree::{Next, Opening, PAIR_BYTES, Root, Verifier};
+use spare_proofs::sumtree::{Member, Sum, SumProof, SumTree};
+use spare_proofs::tree::{Item, Next, Opening, PAIR_BYTES, Root, Verifier};
 
 /// A target: its name and what it does with bytes.
 pub type Target = (&'static str, fn(&[u8]));
@@ -109,7 +109,7 @@ fn opening(bytes: &[u8]) {
     let Some((place, rest)) = bytes.split_first_chunk::<16>() else { return };
     let number = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes"));
     if let Ok(opening) = from_bytes::<Opening>(rest, 1 << 20) {
-        let _ = opening.verify(Root::from_bytes([1; 32]), number(&place[..8]), number(&place[8..]));
+        let _ = opening.verify(Root::of(&[5; 3000]), number(&place[..8]), number(&place[8..]));
     }
 }
 
@@ -119,12 +119,13 @@ fn sum_proof(bytes: &[u8]) {
     }
 }
 
-/// The first 24 bytes choose length and range, the rest is a verified stream.
+/// The first 32 bytes are the root, the next 24 choose length and range, the rest is a verified stream.
 fn stream(bytes: &[u8]) {
-    let Some((place, mut rest)) = bytes.split_first_chunk::<24>() else { return };
+    let Some((root, rest)) = bytes.split_first_chunk::<32>() else { return };
+    let Some((place, mut rest)) = rest.split_first_chunk::<24>() else { return };
     let number = |b: &[u8]| u64::from_le_bytes(b.try_into().expect("8 bytes")) % (64 << 20);
     let (len, start) = (number(&place[..8]), number(&place[8..16]));
-    let mut verifier = Verifier::new(Root::of(rest), len, start..start + number(&place[16..]));
+    let mut verifier = Verifier::new(Root::from_bytes(*root), len, start..start + number(&place[16..]));
     while let Some(next) = verifier.expects() {
         let want = match next {
             Next::Pair => PAIR_BYTES,
@@ -173,6 +174,19 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let recipe = Recipe::V1(RecipeV1 { geometry, segments: vec![segment], extents });
     let tree = spare_proofs::tree::Tree::of(&[5; 3000]);
     let opening = tree.open(1, &[5; 3000]).expect("the leaf exists");
+    let place = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+    let long = vec![6; 40_000];
+    let long_tree = spare_proofs::tree::Tree::of(&long);
+    let mut streamed = [long_tree.root().as_bytes(), &place(&[40_000, 0, 40_000])[..]].concat();
+    for item in long_tree.plan(0..40_000) {
+        match item {
+            Item::Pair(pair) => streamed.extend_from_slice(&pair),
+            Item::Group { offset, len } => streamed.extend_from_slice(&long[offset as usize..][..len]),
+        }
+    }
+    let members = (1..4).map(|i| Member { root: Root::from_bytes([i; 32]), bytes: 10 }).collect();
+    let set = SumTree::new(members).expect("ascending members are a set");
+    let sum_proof = (set.sum(), 15u64, set.prove(15).expect("the position exists"));
     let ticket = Ticket::V1 { network: NETWORK, peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
     vec![
         body(encode(&Hello::V1 { network: NETWORK, grant: Some(identity.grant.clone()) })),
@@ -186,7 +200,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         to_bytes(&recipe),
         recipe.seal(&key()),
         to_bytes(&Placement::new(&[vec![identity.account; 3]])),
-        [&[0; 16][..], &to_bytes(&opening)].concat(),
+        [&place(&[3000, 1])[..], &to_bytes(&opening)].concat(),
+        streamed,
+        to_bytes(&sum_proof),
         ticket.to_string().into_bytes(),
         Seed::from_entropy([1; 32]).words().as_bytes().to_vec(),
         b"10+20".to_vec(),

@@ -1,8 +1,8 @@
 //! Providers and askers that break the rules, speaking the real protocol over real sockets.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use spare::answer::Answerer;
 use spare::asks::AskBook;
@@ -15,10 +15,12 @@ use spare::shards::Volume;
 use spare::transport::{Direct, SendHalf, Traffic, Wire};
 use spare::unix_now_s;
 use spare_market::ask::{Ask, AskV1};
+use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd, entry_hash};
 use spare_market::keys::Seed;
 use spare_market::receipt::Receipt;
-use spare_market::signed::{NetworkId, Signed};
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_proofs::cipher::Secret;
+use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -39,12 +41,18 @@ pub enum Misdeed {
     OtherNetwork,
     /// Sends garbage instead of frames.
     Garbage,
+    /// Keeps the first index entry it is given, and then shows it as the newest of a long log.
+    ForgeIndex,
+    /// Tells asks one by one, slowly, and always knows more.
+    DripAsks,
 }
 
 /// A provider in this process, with a signed ask that everyone hears of.
 pub struct HostileProvider {
     /// Sessions that it was asked for.
     pub sessions: Arc<AtomicUsize>,
+    /// Times that it did what it was made for, where that is not plain to see.
+    pub misdeeds: Arc<AtomicUsize>,
     /// Its node key in hex.
     pub node: String,
     _discovery: Discovery,
@@ -90,7 +98,7 @@ impl HostileProvider {
         let volume = Arc::new(
             Volume::open(&dir.path().join("volume"), meta.clone(), 10 << 30).expect("a volume opens"),
         );
-        let logs = Arc::new(IndexLogs::new(meta));
+        let logs = Arc::new(IndexLogs::new(meta, identity.account, 10 << 30));
         let honest = Answerer::new(
             network,
             identity.node_key(),
@@ -114,7 +122,9 @@ impl HostileProvider {
         let publish = discovery.publish.clone();
         let sessions = Arc::new(AtomicUsize::new(0));
         let node = identity.node_key().public().to_string();
-        let shared = Arc::new((identity, honest));
+        let misdeeds = Arc::new(AtomicUsize::new(0));
+        let kept: Mutex<Option<IndexEntryV1>> = Mutex::default();
+        let shared = Arc::new((identity, honest, misdeeds.clone(), kept));
         let asking = shared.clone();
         tokio::spawn(async move {
             // Again and again, since a mesh takes a moment to form.
@@ -127,13 +137,13 @@ impl HostileProvider {
             counter.fetch_add(1, Ordering::Relaxed);
             let shared = shared.clone();
             tokio::spawn(async move {
-                let (identity, honest) = &*shared;
+                let (identity, honest, misdeeds, kept) = &*shared;
                 // Whatever ends a hostile session, it ends.
-                let _ = misbehave(wire, misdeed, identity, honest).await;
+                let _ = misbehave(wire, misdeed, identity, honest, misdeeds, kept).await;
             });
         };
         tokio::spawn(direct.accept(serve));
-        Self { sessions, node, _discovery: discovery, _dir: dir }
+        Self { sessions, misdeeds, node, _discovery: discovery, _dir: dir }
     }
 }
 
@@ -158,16 +168,20 @@ async fn misbehave(
     misdeed: Misdeed,
     identity: &Identity,
     honest: &Answerer,
+    misdeeds: &AtomicUsize,
+    kept: &Mutex<Option<IndexEntryV1>>,
 ) -> anyhow::Result<()> {
     match misdeed {
-        Misdeed::FlipBitOnRead => return flip_bits(wire, honest).await,
+        Misdeed::FlipBitOnRead => return flip_bits(wire, honest, misdeeds).await,
+        Misdeed::ForgeIndex => return forge_index(wire, identity, misdeeds, kept).await,
+        Misdeed::DripAsks => return drip_asks(wire, identity, misdeeds).await,
         Misdeed::Garbage => {
             wire.send.write_all(&[0x5a; 4096]).await?;
             return Ok(wire.send.flush().await?);
         }
         _ => {}
     }
-    let _: Hello = read_frame(&mut wire.recv).await?;
+    let Hello::V1 { grant, .. } = read_frame(&mut wire.recv).await?;
     let network = if misdeed == Misdeed::OtherNetwork { NetworkId([0; 32]) } else { identity.network };
     write_frame(&mut wire.send, &Hello::V1 { network, grant: None }).await?;
     loop {
@@ -190,7 +204,7 @@ async fn misbehave(
             Misdeed::Stall => std::future::pending().await,
             Misdeed::SignOtherRoot => {
                 let receipt = Receipt::V1 {
-                    owner: identity.account,
+                    owner: grant.as_ref().map_or(identity.account, |grant| grant.signer),
                     root: Root::of(b"other"),
                     shard_bytes,
                     stored_s: unix_now_s(),
@@ -203,8 +217,72 @@ async fn misbehave(
     }
 }
 
+async fn hello(wire: &mut Wire, identity: &Identity) -> anyhow::Result<()> {
+    let _: Hello = read_frame(&mut wire.recv).await?;
+    let hello = Hello::V1 { network: identity.network, grant: Some(identity.grant.clone()) };
+    Ok(write_frame(&mut wire.send, &hello).await?)
+}
+
+/// Shows an old entry of the asker's own index, renumbered and signed anew, as the newest of a long log.
+async fn forge_index(
+    mut wire: Wire,
+    identity: &Identity,
+    misdeeds: &AtomicUsize,
+    kept: &Mutex<Option<IndexEntryV1>>,
+) -> anyhow::Result<()> {
+    hello(&mut wire, identity).await?;
+    let forged = || {
+        let old = kept.lock().expect("no holder panics").clone()?;
+        let entry = IndexEntryV1 { seq: 1 << 40, base: 1 << 40, ..old };
+        Some(Signed::new(IndexEntry::V1(entry), identity.network, &identity.node_key()).raw().clone())
+    };
+    loop {
+        match read_frame(&mut wire.recv).await? {
+            Request::IndexEnd => {
+                let hash = forged().map(|raw| entry_hash(&raw.bytes));
+                let end = hash.map_or(LogEnd::default(), |hash| LogEnd { seq: 1 << 40, base: 1 << 40, hash });
+                write_frame(&mut wire.send, &Response::IndexEnd(end)).await?;
+            }
+            Request::IndexAppend { len } => {
+                write_frame(&mut wire.send, &Response::Ready).await?;
+                let mut bytes = vec![0; len as usize];
+                wire.recv.read_exact(&mut bytes).await?;
+                let raw: SignedBytes = from_bytes(&bytes, bytes.len())?;
+                let IndexEntry::V1(entry) = raw.check::<IndexEntry>(identity.network)?.value().clone();
+                kept.lock().expect("no holder panics").get_or_insert(entry);
+                write_frame(&mut wire.send, &Response::Done).await?;
+            }
+            Request::IndexRead { .. } => {
+                let bytes = to_bytes(&forged().expect("an end was shown only with an entry"));
+                write_frame(&mut wire.send, &Response::IndexEntry { len: bytes.len() as u32 }).await?;
+                wire.send.write_all(&bytes).await?;
+                write_frame(&mut wire.send, &Response::Done).await?;
+                misdeeds.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => write_frame(&mut wire.send, &Response::Refused(Refusal::new(RefusalCode::Busy, ""))).await?,
+        }
+    }
+}
+
+/// Always knows one ask more.
+async fn drip_asks(mut wire: Wire, identity: &Identity, misdeeds: &AtomicUsize) -> anyhow::Result<()> {
+    hello(&mut wire, identity).await?;
+    loop {
+        let response = match read_frame(&mut wire.recv).await? {
+            Request::Asks { .. } => {
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                misdeeds.fetch_add(1, Ordering::Relaxed);
+                let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+                Response::Asks { asks: vec![ask(identity, addr).raw().clone()], more: true }
+            }
+            _ => Response::Refused(Refusal::new(RefusalCode::Busy, "not now")),
+        };
+        write_frame(&mut wire.send, &response).await?;
+    }
+}
+
 /// Lets an honest provider answer, and flips a bit far into each long answer.
-async fn flip_bits(wire: Wire, honest: &Answerer) -> anyhow::Result<()> {
+async fn flip_bits(wire: Wire, honest: &Answerer, flips: &AtomicUsize) -> anyhow::Result<()> {
     let (inner, outer) = tokio::io::duplex(1 << 20);
     let (inner_recv, inner_send) = tokio::io::split(inner);
     let (mut outer_recv, mut outer_send) = tokio::io::split(outer);
@@ -226,6 +304,7 @@ async fn flip_bits(wire: Wire, honest: &Answerer) -> anyhow::Result<()> {
             // Frames and receipts are short; only shard bytes fill the buffer.
             if read > 8192 {
                 buffer[read / 2] ^= 1;
+                flips.fetch_add(1, Ordering::Relaxed);
             }
             send.write_all(&buffer[..read]).await?;
             send.flush().await?;

@@ -14,7 +14,7 @@ use spare_market::keys::PublicKey;
 use spare_market::signed::{NetworkId, SignedBytes};
 use spare_proofs::tree::Root;
 use spare_tests::hostile::{HostileProvider, Misdeed, endpoint, open_ticket, stranger};
-use spare_tests::net::{Net, PATIENCE, wait_for};
+use spare_tests::net::{Net, Node, PATIENCE, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn start(providers: u8) -> Net {
@@ -28,8 +28,9 @@ async fn put_goes_round(misdeed: Misdeed) {
     tokio::task::spawn_blocking(move || {
         net.wait_for_providers(5);
         let file = net.file("source", 5 << 20, 1);
-        // Weighted by room, the hostile one is almost surely among the first four.
-        for name in ["a", "b"] {
+        // Weighted by room, the hostile one is almost surely among the first four. Silence takes long to tell from slowness.
+        let names: &[&str] = if misdeed == Misdeed::Stall { &["a"] } else { &["a", "b"] };
+        for name in names {
             let done = net.client.ok(&["put", file.to_str().unwrap(), "--name", name, "--code", "2+2"]);
             assert_eq!(done["shards_sent"], 4);
             let stat = net.client.ok(&["stat", name]);
@@ -80,15 +81,60 @@ async fn a_flipped_bit_on_the_way_never_reaches_the_reader() {
     tokio::task::spawn_blocking(move || {
         net.wait_for_providers(4);
         let file = net.file("source", 30 << 20, 1);
-        net.client.ok(&["put", file.to_str().unwrap(), "--name", "a", "--code", "2+2"]);
-        for _ in 0..3 {
+        // Which shard it gets is drawn, and parity may never be read; so several blobs, until it was asked.
+        wait_for("a bit to be flipped", || {
+            let args = ["put", file.to_str().unwrap(), "--name", "a", "--code", "2+2", "--replace"];
+            net.client.ok(&args);
             assert!(net.read("a") == std::fs::read(&file).unwrap());
+            (bad.misdeeds.load(Ordering::Relaxed) > 0).then_some(())
+        });
+        assert!(net.read("a") == std::fs::read(&file).unwrap());
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_index_takes_nobody_in() {
+    let net = start(3).await;
+    let bad = HostileProvider::start(&net.ticket, 50, Misdeed::ForgeIndex).await;
+    tokio::task::spawn_blocking(move || {
+        net.wait_for_providers(4);
+        let file = net.file("source", 1000, 1);
+        for name in ["a", "b", "c"] {
+            net.client.ok(&["put", file.to_str().unwrap(), "--name", name, "--code", "1+1"]);
         }
-        let stat = net.client.ok(&["stat", "a"]);
-        assert!(
-            stat["providers"].as_array().unwrap().iter().any(|p| p["node"] == bad.node.as_str()),
-            "it stored"
-        );
+        let seed = net.client.home.join("seed.txt");
+        let args = ["--join", &net.ticket, "--seed-file", seed.to_str().unwrap()];
+        let mut again = Node::init(net.dir.path().join("again"), 201, &args);
+        again.start();
+        wait_for("the forger to be known", || {
+            (again.ok(&["asks"]).as_array().map_or(0, Vec::len) == 4).then_some(())
+        });
+        let recovered = again.ok(&["recover"]);
+        assert_eq!((&recovered["blobs"], &recovered["index_seq"]), (&3.into(), &3.into()));
+        assert!(bad.misdeeds.load(Ordering::Relaxed) > 0, "the forgery was looked at");
+        // Nor does it spread to honest providers.
+        again.ok(&["put", file.to_str().unwrap(), "--name", "d", "--code", "1+1"]);
+        assert_eq!(again.ok(&["recover"])["blobs"], 4);
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_never_stops_telling_asks_holds_up_nobody() {
+    let net = start(2).await;
+    let bad = HostileProvider::start(&net.ticket, 50, Misdeed::DripAsks).await;
+    tokio::task::spawn_blocking(move || {
+        net.wait_for_providers(3);
+        let file = net.file("source", 1000, 1);
+        net.client.ok(&["put", file.to_str().unwrap(), "--name", "a", "--code", "1+1"]);
+        // Both ask around first: recovery always, and this put since it lacks providers.
+        assert_eq!(net.client.ok(&["recover"])["blobs"], 1);
+        let too_few = net.client.fails(&["put", file.to_str().unwrap(), "--name", "b", "--code", "4+4"]);
+        assert_eq!(too_few.0, "too_few_providers");
+        assert!(bad.misdeeds.load(Ordering::Relaxed) > 0, "it was asked");
     })
     .await
     .unwrap();

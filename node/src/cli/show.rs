@@ -76,9 +76,9 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
     })
 }
 
-pub(super) async fn rm(context: &Context, name: &str) -> anyhow::Result<()> {
+pub(super) async fn rm(context: &Context, name: &str, force: bool) -> anyhow::Result<()> {
     let api = context.api()?;
-    api.send(api.request(Method::DELETE, &["blobs", name])).await?;
+    api.send(api.request(Method::DELETE, &["blobs", name]).query(&[("force", force)])).await?;
     context.print(&serde_json::json!({"name": name, "removed": true}), |_, out| {
         line!(
             out,

@@ -110,18 +110,22 @@ impl Part {
             name.push(suffix);
             output.with_file_name(name)
         };
-        Self { file: with(".part"), id_file: with(".part.id") }
+        Self { file: with(".spare-part"), id_file: with(".spare-part.id") }
     }
 
-    /// Opens the unfinished file for appending, emptied unless it belongs to blob `id`. Returns it and its length.
-    fn open(&self, id: &str) -> anyhow::Result<(std::fs::File, u64)> {
-        let same = std::fs::read_to_string(&self.id_file).is_ok_and(|known| known == id);
+    /// Opens the unfinished file for appending, emptied unless it is a beginning of blob `id`, which has `bytes` bytes. Returns it and its
+    /// length. It is locked as long as it is open.
+    fn open(&self, id: &str, bytes: u64) -> anyhow::Result<(std::fs::File, u64)> {
         let at = || format!("cannot write {}", self.file.display());
-        if !same {
-            std::fs::File::create(&self.file).with_context(at)?;
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(&self.file).with_context(at)?;
+        if file.try_lock().is_err() {
+            bail!("another `spare get` is writing {}", self.file.display());
+        }
+        let same = std::fs::read_to_string(&self.id_file).is_ok_and(|known| known == id);
+        if !same || file.metadata()?.len() > bytes {
+            file.set_len(0).with_context(at)?;
             std::fs::write(&self.id_file, id).with_context(at)?;
         }
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(&self.file).with_context(at)?;
         let len = file.metadata()?.len();
         Ok((file, len))
     }
@@ -211,7 +215,7 @@ impl FlushAhead {
 /// Downloads into a part file, resuming as long as there is progress, and renames it when it is whole and durable.
 async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &ProgressBar) -> anyhow::Result<u64> {
     let part = Part::of(output);
-    let (mut file, resumed_bytes) = part.open(&blob.id)?;
+    let (mut file, resumed_bytes) = part.open(&blob.id, blob.bytes)?;
     let mut have = resumed_bytes;
     let mut tries = 0;
     let mut flush = FlushAhead::new(&file)?;
