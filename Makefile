@@ -5,13 +5,14 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 SPARE := $(TARGET_DIR)/release/spare
 
-.PHONY: help setup build demo test bench scale lint
+.PHONY: help setup build demo test bench scale mutants lint
 
 help:
 	@echo "make demo    a whole storage network on this machine: put, kill, damage, get, recover"
 	@echo "make test    all tests"
 	@echo "make bench   speeds, as ratios to physical limits measured in the same run"
 	@echo "make scale   a 3 GiB file over 30 providers, with memory figures"
+	@echo "make mutants whether the tests notice each rule of the market that is left out"
 	@echo "make lint    formatting and clippy"
 	@echo "make build   the program, in $(SPARE)"
 
@@ -38,6 +39,9 @@ bench: build
 
 scale: build
 	$(TARGET_DIR)/release/scale
+
+mutants: build
+	$(TARGET_DIR)/release/mutants
 
 lint: setup
 	$(CARGO) fmt --all --check

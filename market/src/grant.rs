@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::amount::Amount;
 use crate::keys::PublicKey;
 use crate::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
 
@@ -12,8 +13,10 @@ pub enum Scope {
     Store,
     /// Read shards and the index.
     Read,
-    /// Offer and serve capacity in the account's name.
+    /// Offer and serve capacity in the account's name, and pledge collateral.
     Provide,
+    /// Open and fund deals, and sign heads and vouchers, within the grant's cap.
+    Spend,
 }
 
 /// An account's grant to a node key.
@@ -25,8 +28,10 @@ pub enum Grant {
         delegate: PublicKey,
         /// What it may do, strictly ascending.
         scopes: Vec<Scope>,
-        /// Most it may spend, in pico-credits.
-        spend_cap_pico: u64,
+        /// Most it may put into deals, over its whole life.
+        spend_cap: Amount,
+        /// Of two grants to one node key, the one with the higher number holds. One without scopes revokes.
+        serial: u64,
         /// Unix time in seconds after which the grant is void.
         expires_s: u64,
     },
@@ -102,7 +107,8 @@ mod tests {
     const HOME: NetworkId = NetworkId([1; 32]);
 
     fn granted(scopes: Vec<Scope>) -> SignedBytes {
-        let grant = Grant::V1 { delegate: node(9), scopes, spend_cap_pico: 0, expires_s: 100 };
+        let grant =
+            Grant::V1 { delegate: node(9), scopes, spend_cap: Amount::ZERO, serial: 1, expires_s: 100 };
         Signed::new(grant, HOME, &Seed::from_entropy([1; 32]).account_key()).raw().clone()
     }
 

@@ -6,16 +6,33 @@
 //! | [`signed`] | canonical signed encoding: domain, network, exact bytes |
 //! | [`grant`] | an account lets a node key act for it |
 //! | [`ask`] | a provider's signed offer of room |
+//! | [`amount`] | money and prices in checked integers |
+//! | [`genesis`] | what a market is, fixed when it is founded; its hash names the network |
+//! | [`deal`] | everything between one client and one provider: terms, states, how long money lasts |
+//! | [`head`] | what a provider holds for a client and at which price, signed by both |
+//! | [`meter`] | what a deal has cost so far |
+//! | [`voucher`] | the client's cumulative promise to pay |
+//! | [`tx`], [`ledger`], [`block`], [`state`] | the ledger: transactions, the rules, blocks that anyone replays, the state and its root |
 //! | [`receipt`] | a provider's signature that it holds a shard, and that it sent certain bytes |
 //! | [`placement`] | which provider holds which shard, and how providers are chosen |
 //! | [`index`] | the numbered, chained, encrypted log of a client's blobs that providers keep for recovery |
 //!
 //! **Invariant:** pure rules. No clock, disk, network, async or ambient randomness: time, seeds and keys are arguments.
 
+pub mod amount;
 pub mod ask;
+pub mod block;
+pub mod deal;
+pub mod genesis;
 pub mod grant;
+pub mod head;
 pub mod index;
 pub mod keys;
+pub mod ledger;
+pub mod meter;
 pub mod placement;
 pub mod receipt;
 pub mod signed;
+pub mod state;
+pub mod tx;
+pub mod voucher;

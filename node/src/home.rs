@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
+use spare_market::amount::SUPPLY_MAX;
 use spare_market::grant::{Grant, Scope};
 use spare_market::keys::{PublicKey, Seed, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
@@ -38,6 +39,11 @@ pub enum HomeError {
     /// There already is one.
     #[error("there already is a node in {0}; nothing was changed")]
     Exists(PathBuf),
+    /// There was a node, whose identity is gone.
+    #[error(
+        "{0} has what a node kept there, but no identity.toml. Put that file back if you can: providers and clients know the node by its key. Otherwise move the folder away and set up a node anew, with --seed-file for the same account"
+    )]
+    Remains(PathBuf),
     /// There are words of another account.
     #[error(
         "{0} holds the words of another account, which may be the only way to its data. To use them, add --seed-file {0}; otherwise move the file away first"
@@ -91,8 +97,9 @@ impl Identity {
         let delegate = SigningSecret::from_secret(&node_secret).public();
         let grant = Grant::V1 {
             delegate,
-            scopes: vec![Scope::Store, Scope::Read, Scope::Provide],
-            spend_cap_pico: 0,
+            scopes: vec![Scope::Store, Scope::Read, Scope::Provide, Scope::Spend],
+            spend_cap: SUPPLY_MAX,
+            serial: now_s,
             expires_s: now_s + GRANT_LIFE_S,
         };
         let account = seed.account_key();
@@ -175,6 +182,9 @@ impl Home {
         if self.file("identity.toml").exists() {
             return Err(HomeError::Exists(self.0.clone()));
         }
+        if self.file("meta").exists() {
+            return Err(HomeError::Remains(self.0.clone()));
+        }
         let seed_file = self.file("seed.txt");
         match fs::read_to_string(&seed_file).map(Zeroizing::new) {
             Ok(words) if words.trim() != seed.words().as_str() => {
@@ -256,9 +266,26 @@ impl Home {
         let path = self.file("api.token");
         match fs::read_to_string(&path) {
             Ok(token) => Ok(token.trim().to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.file("identity.toml").exists() => {
+                Err(HomeError::Damaged {
+                    path,
+                    why: "it is missing; `spare serve` makes it anew when it starts".into(),
+                })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(HomeError::Missing(self.0.clone())),
             Err(error) => Err(HomeError::Io { path, error }),
         }
+    }
+
+    /// The API's bearer token, made anew if it is missing.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn token_or_new(&self) -> Result<String, HomeError> {
+        if !self.file("api.token").exists() && self.file("identity.toml").exists() {
+            self.write_secret("api.token", &format!("{}\n", new_token()))?;
+        }
+        self.token()
     }
 
     /// Takes the folder for this process.
@@ -275,6 +302,11 @@ impl Home {
             Err(fs::TryLockError::Error(error)) => Err(HomeError::Io { path, error }),
         }
     }
+}
+
+/// A random bearer token.
+pub fn new_token() -> String {
+    blake3::Hash::from_bytes(rand::random()).to_hex().to_string()
 }
 
 /// What it takes to join a network: its id and peers to start from. One line of text.

@@ -1,0 +1,306 @@
+//! Blocks: transactions in order, signed by the market. Anyone replays them and comes to the same state root.
+//!
+//! A block names the one before by hash, so the newest commits to all; its time never goes back; and it carries the root of the state after
+//! it, so a market that breaks the rules is found out by the first one who replays.
+
+use serde::{Deserialize, Serialize};
+use spare_proofs::encode::to_bytes;
+
+use crate::genesis::{Genesis, GenesisError};
+use crate::keys::SigningSecret;
+use crate::ledger::{self, Context};
+use crate::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
+use crate::state::{Entry, Key, NotConserved, State};
+use crate::tx::{Event, Refused};
+
+/// Most transactions of a block.
+pub const BLOCK_TXS_MAX: usize = 1000;
+
+/// A block's header, signed by the market.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Header {
+    /// The first version.
+    V1 {
+        /// The first block has height 1.
+        height: u64,
+        /// Unix time in seconds, not before that of the block before.
+        time_s: u64,
+        /// Hash of the header before, or zeros.
+        previous: [u8; 32],
+        /// Hash of all transactions in order.
+        txs_hash: [u8; 32],
+        /// Root of the state after this block.
+        state_root: [u8; 32],
+    },
+}
+
+impl Signable for Header {
+    const DOMAIN: &'static str = "spare 2026 block header v1";
+    const MAX_BYTES: usize = 128;
+}
+
+/// A block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The signed header.
+    pub header: SignedBytes,
+    /// The transactions.
+    pub txs: Vec<SignedBytes>,
+}
+
+/// The newest block, as far as the next one needs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tip {
+    /// Its height, 0 before the first.
+    pub height: u64,
+    /// Its time.
+    pub time_s: u64,
+    /// Hash of its header.
+    pub hash: [u8; 32],
+}
+
+/// Why a block is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// The header does not hold.
+    #[error("the block's header does not hold: {0}")]
+    Header(#[from] SignedError),
+    /// The header is not signed by the market.
+    #[error("the block is not signed by the market")]
+    NotTheMarket,
+    /// The block does not follow the newest.
+    #[error("block {height} does not follow block {tip}")]
+    Order {
+        /// Its height.
+        height: u64,
+        /// The newest.
+        tip: u64,
+    },
+    /// The transactions are not those of the header, or too many.
+    #[error("block {height} does not hold the transactions that its header names")]
+    Txs {
+        /// Its height.
+        height: u64,
+    },
+    /// A transaction is refused.
+    #[error("transaction {index} of block {height} breaks the rules: {refused}")]
+    Refused {
+        /// The block's height.
+        height: u64,
+        /// Which transaction.
+        index: usize,
+        /// Why.
+        refused: Refused,
+    },
+    /// The state after it is another than the header says.
+    #[error("block {height} leads to another state than its header says")]
+    Root {
+        /// Its height.
+        height: u64,
+    },
+    /// Money was made or lost.
+    #[error(transparent)]
+    NotConserved(#[from] NotConserved),
+}
+
+/// A ledger that cannot be taken up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// No market can have this genesis.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+    /// The entries are not the state that was committed to.
+    #[error("the entries do not have the state root of block {0}")]
+    Root(u64),
+    /// Money was made or lost.
+    #[error(transparent)]
+    NotConserved(#[from] NotConserved),
+}
+
+fn txs_hash(txs: &[SignedBytes]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("spare 2026 block transactions v1");
+    for tx in txs {
+        let bytes = to_bytes(tx);
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes);
+    }
+    hasher.finalize().into()
+}
+
+fn header_hash(header: &SignedBytes) -> [u8; 32] {
+    blake3::derive_key("spare 2026 block header hash v1", &header.bytes)
+}
+
+/// What became of a transaction that was submitted.
+pub type Outcome = Result<Event, Refused>;
+/// Entries that a block changed, as they are now; `None` for those that are gone. To be written to disk with the block.
+pub type Changes = Vec<(Key, Option<Entry>)>;
+
+/// A block that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// The block.
+    pub block: Block,
+    /// What became of each transaction submitted, in order.
+    pub outcomes: Vec<Outcome>,
+    /// What changed.
+    pub changes: Changes,
+}
+
+/// A block that was replayed.
+#[derive(Debug)]
+pub struct Replayed {
+    /// What each transaction did.
+    pub events: Vec<Event>,
+    /// What changed.
+    pub changes: Changes,
+}
+
+/// A ledger: its genesis, its state and its newest block.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    genesis: Genesis,
+    network: NetworkId,
+    state: State,
+    tip: Tip,
+}
+
+impl Ledger {
+    /// The empty ledger of `genesis`.
+    ///
+    /// # Errors
+    /// [`GenesisError`].
+    pub fn new(genesis: Genesis) -> Result<Self, GenesisError> {
+        genesis.check()?;
+        Ok(Self { network: genesis.network(), genesis, state: State::default(), tip: Tip::default() })
+    }
+
+    /// A ledger from entries that were kept or fetched, which must have root `state_root`.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    pub fn restore(
+        genesis: Genesis,
+        tip: Tip,
+        state_root: [u8; 32],
+        entries: impl IntoIterator<Item = (Key, Entry)>,
+    ) -> Result<Self, RestoreError> {
+        let mut ledger = Self::new(genesis)?;
+        ledger.state = State::of(entries);
+        ledger.tip = tip;
+        if ledger.state.root() != state_root {
+            return Err(RestoreError::Root(tip.height));
+        }
+        ledger.state.check_all()?;
+        Ok(ledger)
+    }
+
+    /// What the market is.
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// The network.
+    pub fn network(&self) -> NetworkId {
+        self.network
+    }
+
+    /// The state after the newest block.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The newest block.
+    pub fn tip(&self) -> Tip {
+        self.tip
+    }
+
+    /// The period of the newest block.
+    pub fn period(&self) -> u64 {
+        self.genesis.period_at(self.tip.time_s)
+    }
+
+    /// Makes the next block of `submitted` transactions at unix time `now_s`. Those that are refused are left out.
+    ///
+    /// # Errors
+    /// [`NotConserved`]: a bug in the rules. Nothing has changed then.
+    pub fn make_block(
+        &mut self,
+        now_s: u64,
+        submitted: Vec<SignedBytes>,
+        market_key: &SigningSecret,
+    ) -> Result<Made, NotConserved> {
+        let (height, time_s) = (self.tip.height + 1, now_s.max(self.tip.time_s));
+        let context = Context::new(&self.genesis, self.network, height, time_s);
+        ledger::begin_block(&mut self.state, &context);
+        let mut txs = Vec::with_capacity(submitted.len());
+        let mut outcomes = Vec::with_capacity(submitted.len());
+        for tx in submitted {
+            let outcome = ledger::apply(&mut self.state, &context, &tx);
+            if outcome.is_ok() {
+                txs.push(tx);
+            }
+            outcomes.push(outcome);
+        }
+        if let Err(error) = self.state.check_changes() {
+            self.state.undo();
+            return Err(error);
+        }
+        let header = Header::V1 {
+            height,
+            time_s,
+            previous: self.tip.hash,
+            txs_hash: txs_hash(&txs),
+            state_root: self.state.root(),
+        };
+        let header = Signed::new(header, self.network, market_key).raw().clone();
+        self.tip = Tip { height, time_s, hash: header_hash(&header) };
+        Ok(Made { block: Block { header, txs }, outcomes, changes: self.state.take_changes() })
+    }
+
+    /// Takes the next block of somebody else's, replaying it.
+    ///
+    /// # Errors
+    /// [`BlockError`]; nothing has changed then.
+    pub fn accept(&mut self, block: &Block) -> Result<Replayed, BlockError> {
+        let header = block.header.clone().check::<Header>(self.network)?;
+        if header.signer() != self.genesis.v1().market {
+            return Err(BlockError::NotTheMarket);
+        }
+        let Header::V1 { height, time_s, previous, txs_hash: expected_txs, state_root } = *header.value();
+        if height != self.tip.height + 1 || previous != self.tip.hash || time_s < self.tip.time_s {
+            return Err(BlockError::Order { height, tip: self.tip.height });
+        }
+        if block.txs.len() > BLOCK_TXS_MAX || txs_hash(&block.txs) != expected_txs {
+            return Err(BlockError::Txs { height });
+        }
+        let replayed = self.replay(height, time_s, state_root, &block.txs);
+        match replayed {
+            Ok(events) => {
+                self.tip = Tip { height, time_s, hash: header_hash(&block.header) };
+                Ok(Replayed { events, changes: self.state.take_changes() })
+            }
+            Err(error) => {
+                self.state.undo();
+                Err(error)
+            }
+        }
+    }
+
+    fn replay(
+        &mut self,
+        height: u64,
+        time_s: u64,
+        state_root: [u8; 32],
+        txs: &[SignedBytes],
+    ) -> Result<Vec<Event>, BlockError> {
+        let context = Context::new(&self.genesis, self.network, height, time_s);
+        ledger::begin_block(&mut self.state, &context);
+        let mut events = Vec::with_capacity(txs.len());
+        for (index, tx) in txs.iter().enumerate() {
+            let event = ledger::apply(&mut self.state, &context, tx);
+            events.push(event.map_err(|refused| BlockError::Refused { height, index, refused })?);
+        }
+        self.state.check_changes()?;
+        if self.state.root() == state_root { Ok(events) } else { Err(BlockError::Root { height }) }
+    }
+}

@@ -1,0 +1,319 @@
+//! Transactions: what may be said to the ledger, and why it may be refused.
+//!
+//! A transaction is signed by a node key that its account has granted to, and numbered: the ledger takes each signer's numbers in order,
+//! so nothing is taken twice. Records inside (terms, heads, vouchers, grants) carry their own signatures, since others made them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::amount::Amount;
+use crate::deal::DealId;
+use crate::head::{FullHead, HeadError};
+use crate::keys::PublicKey;
+use crate::signed::{Signable, SignedBytes, SignedError};
+use crate::voucher::VoucherError;
+
+/// A transaction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tx {
+    /// The first version.
+    V1 {
+        /// The signer's number for it: one more than that of its last transaction taken, from 1.
+        number: u64,
+        /// What is to be done.
+        action: Action,
+    },
+}
+
+/// What a transaction does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Makes a node key act for an account, or changes or revokes what it may do.
+    Register {
+        /// The account's signed grant.
+        grant: SignedBytes,
+    },
+    /// Issues credits. For the market's key alone.
+    Fund {
+        /// Who gets them.
+        account: PublicKey,
+        /// How many.
+        amount: Amount,
+    },
+    /// Takes up a provider's terms: the client's escrow and the provider's collateral are put aside.
+    Open {
+        /// The terms, signed by the provider's node.
+        terms: SignedBytes,
+        /// The client's money.
+        escrow: Amount,
+    },
+    /// Adds to a deal's escrow.
+    TopUp {
+        /// The deal.
+        deal: DealId,
+        /// The client's money.
+        amount: Amount,
+    },
+    /// Puts a newer head on the ledger, by either party.
+    Anchor {
+        /// The head, signed by both.
+        head: FullHead,
+    },
+    /// Pays a provider what a voucher promises beyond what was paid.
+    Redeem {
+        /// The voucher, signed by the client.
+        voucher: SignedBytes,
+    },
+    /// Starts closing a deal, by either party.
+    Close {
+        /// The deal.
+        deal: DealId,
+        /// The newest head that the closing party has.
+        head: Option<FullHead>,
+    },
+    /// Ends a closing deal once its time is over. Anybody may.
+    Settle {
+        /// The deal.
+        deal: DealId,
+    },
+}
+
+impl Signable for Tx {
+    const DOMAIN: &'static str = "spare 2026 transaction v1";
+    const MAX_BYTES: usize = 1024;
+}
+
+/// What a transaction changed, for people and for whoever waits for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A node key acts for an account.
+    Registered {
+        /// The node key.
+        delegate: PublicKey,
+        /// The account.
+        account: PublicKey,
+    },
+    /// Credits were issued.
+    Funded {
+        /// Who got them.
+        account: PublicKey,
+        /// How many.
+        amount: Amount,
+    },
+    /// A deal was opened.
+    Opened {
+        /// The deal.
+        deal: DealId,
+    },
+    /// A deal's escrow grew.
+    ToppedUp {
+        /// The deal.
+        deal: DealId,
+        /// By how much.
+        amount: Amount,
+    },
+    /// A deal's newest head on the ledger changed.
+    Anchored {
+        /// The deal.
+        deal: DealId,
+        /// The head's number.
+        seq: u64,
+    },
+    /// A provider was paid.
+    Paid {
+        /// The deal.
+        deal: DealId,
+        /// What left the escrow.
+        amount: Amount,
+        /// The market's share of it.
+        fee: Amount,
+        /// What the voucher promises and the escrow could not cover.
+        short: Amount,
+    },
+    /// A deal is closing.
+    Closing {
+        /// The deal.
+        deal: DealId,
+    },
+    /// A deal was closed and settled.
+    Closed {
+        /// The deal.
+        deal: DealId,
+        /// What the client got back.
+        returned: Amount,
+    },
+}
+
+/// Whose fault a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Blame {
+    /// Whoever sent the transaction.
+    Sender,
+    /// The client of the deal: what it signed does not hold.
+    Client,
+    /// The provider of the deal: what it signed does not hold.
+    Provider,
+    /// Nobody: it is too early, or somebody was faster.
+    Nobody,
+}
+
+/// Why the ledger refuses a transaction. Nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The transaction itself does not hold.
+    #[error("the transaction does not hold: {0}")]
+    Signed(#[from] SignedError),
+    /// The signer is not registered.
+    #[error("the signer is not registered on the ledger")]
+    UnknownSigner,
+    /// The number is not the signer's next.
+    #[error("the signer's next transaction is number {expected}, not {got}")]
+    Number {
+        /// Expected.
+        expected: u64,
+        /// Given.
+        got: u64,
+    },
+    /// The signer's grant has expired.
+    #[error("the signer's grant has expired")]
+    Expired,
+    /// The signer's grant does not cover this.
+    #[error("the signer's grant does not cover this")]
+    Scope,
+    /// More than the signer may still spend.
+    #[error("the signer's grant has {left} credits left to spend")]
+    SpendCap {
+        /// What is left.
+        left: Amount,
+    },
+    /// A grant does not hold.
+    #[error("the grant does not hold: {0}")]
+    Grant(String),
+    /// The node key acts for another account.
+    #[error("the node key acts for another account")]
+    OtherAccount,
+    /// A grant with a higher number is known.
+    #[error("a newer grant to this node key is known")]
+    OldGrant,
+    /// Only the market may.
+    #[error("only the market's key may do this")]
+    NotTheMarket,
+    /// More than may ever be issued.
+    #[error("this exceeds the most that may ever be issued")]
+    Supply,
+    /// The account has too little.
+    #[error("the account has {free} credits, {needed} are needed")]
+    Funds {
+        /// What is free.
+        free: Amount,
+        /// What is needed.
+        needed: Amount,
+    },
+    /// The provider has too little for its collateral.
+    #[error("the provider has {free} credits, its collateral is {needed}")]
+    Collateral {
+        /// What is free.
+        free: Amount,
+        /// What is needed.
+        needed: Amount,
+    },
+    /// The terms do not hold.
+    #[error("the provider's terms do not hold: {0}")]
+    Terms(String),
+    /// The terms have expired, or run longer than terms may.
+    #[error("the provider's terms cannot be taken up at this time")]
+    TermsExpired,
+    /// The deal is there already.
+    #[error("this deal is open already")]
+    DealExists,
+    /// There is no such deal.
+    #[error("there is no such deal; it may have been closed")]
+    NoSuchDeal,
+    /// The signer is neither of the deal's parties.
+    #[error("the signer is not a party to this deal")]
+    NotAParty,
+    /// The deal is closing.
+    #[error("the deal is closing")]
+    Closing,
+    /// A head does not hold.
+    #[error("the head does not hold: {0}")]
+    HeadSignature(SignedError),
+    /// A head is signed by somebody who may not sign for the client.
+    #[error("the head is not signed for this client")]
+    HeadSigner,
+    /// A head does not supersede the newest.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// A voucher does not hold.
+    #[error("the voucher does not hold: {0}")]
+    VoucherSignature(SignedError),
+    /// A voucher is signed by somebody who may not sign for the client.
+    #[error("the voucher is not signed for this client")]
+    VoucherSigner,
+    /// A voucher pays for a period that is not over.
+    #[error("the voucher pays for period {through}, which is not over")]
+    VoucherEarly {
+        /// The last period that it pays for.
+        through: u64,
+    },
+    /// A voucher does not improve on what was paid.
+    #[error(transparent)]
+    Voucher(#[from] VoucherError),
+    /// The escrow is empty.
+    #[error("the deal's escrow is empty")]
+    EscrowEmpty,
+    /// The closing time is not over.
+    #[error("the deal cannot be settled yet")]
+    NotDue,
+}
+
+impl Refused {
+    /// Stable, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Signed(_) => "bad_transaction",
+            Self::UnknownSigner => "unknown_signer",
+            Self::Number { .. } => "wrong_number",
+            Self::Expired => "grant_expired",
+            Self::Scope => "scope",
+            Self::SpendCap { .. } => "spend_cap",
+            Self::Grant(_) => "bad_grant",
+            Self::OtherAccount => "other_account",
+            Self::OldGrant => "old_grant",
+            Self::NotTheMarket => "not_the_market",
+            Self::Supply => "supply",
+            Self::Funds { .. } => "funds",
+            Self::Collateral { .. } => "collateral",
+            Self::Terms(_) => "bad_terms",
+            Self::TermsExpired => "terms_expired",
+            Self::DealExists => "deal_exists",
+            Self::NoSuchDeal => "no_such_deal",
+            Self::NotAParty => "not_a_party",
+            Self::Closing => "closing",
+            Self::HeadSignature(_) | Self::HeadSigner => "bad_head",
+            Self::Head(HeadError::Stale { .. }) => "stale_head",
+            Self::Head(HeadError::Forked { .. }) => "forked_head",
+            Self::Head(_) => "head_out_of_bounds",
+            Self::VoucherSignature(_) | Self::VoucherSigner => "bad_voucher",
+            Self::VoucherEarly { .. } => "voucher_early",
+            Self::Voucher(VoucherError::Epoch { .. }) => "voucher_epoch",
+            Self::Voucher(_) => "stale_voucher",
+            Self::EscrowEmpty => "escrow_empty",
+            Self::NotDue => "not_due",
+        }
+    }
+
+    /// Who has to change something.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::HeadSigner
+            | Self::Head(HeadError::Forked { .. })
+            | Self::VoucherSigner
+            | Self::EscrowEmpty => Blame::Client,
+            Self::Collateral { .. } | Self::Terms(_) => Blame::Provider,
+            Self::Number { .. } | Self::VoucherEarly { .. } | Self::NotDue | Self::TermsExpired => {
+                Blame::Nobody
+            }
+            _ => Blame::Sender,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Vouchers: how a provider is normally paid. A voucher is a cumulative promise, so the newest one is all that counts.
+//!
+//! After a good audit the client signs what storage through a period, and all reading so far, have cost under the deal. The provider
+//! puts the newest voucher on the ledger when it likes. A client that will sleep may sign vouchers for coming periods beforehand: the
+//! ledger takes none before the period that it pays for is over.
+
+use serde::{Deserialize, Serialize};
+
+use crate::amount::Amount;
+use crate::deal::DealId;
+use crate::signed::Signable;
+
+/// Most vouchers that a client signs beforehand.
+pub const AHEAD_MAX: usize = 30;
+
+/// A client's cumulative promise to pay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Voucher {
+    /// The first version.
+    V1(VoucherV1),
+}
+
+/// The first version of a voucher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoucherV1 {
+    /// The deal.
+    pub deal: DealId,
+    /// The deal's epoch; a claim raises it and voids what was signed before.
+    pub epoch: u32,
+    /// The last period that is paid for.
+    pub paid_through: u64,
+    /// Bytes read so far, which are part of `total`.
+    pub read_bytes: u64,
+    /// Everything promised under the deal so far.
+    pub total: Amount,
+}
+
+impl Signable for Voucher {
+    const DOMAIN: &'static str = "spare 2026 voucher v1";
+    const MAX_BYTES: usize = 128;
+}
+
+/// Why a voucher does not improve on another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VoucherError {
+    /// It is for another deal.
+    #[error("the voucher is for another deal")]
+    OtherDeal,
+    /// A claim has voided it.
+    #[error("the voucher is of epoch {epoch}, the deal is in epoch {current}")]
+    Epoch {
+        /// The voucher's.
+        epoch: u32,
+        /// The deal's.
+        current: u32,
+    },
+    /// One that promises as much is known.
+    #[error("the voucher promises {total} pico-credits, no more than the {known} that are known")]
+    NotHigher {
+        /// What it promises.
+        total: u128,
+        /// What is known.
+        known: u128,
+    },
+    /// It pays for fewer periods than one that is known.
+    #[error("the voucher pays through period {through}, one through period {known} is known")]
+    Backwards {
+        /// The last period that it pays for.
+        through: u64,
+        /// The last period paid for.
+        known: u64,
+    },
+}
+
+impl Voucher {
+    /// The first version's fields.
+    pub fn v1(&self) -> &VoucherV1 {
+        let Self::V1(v1) = self;
+        v1
+    }
+}
+
+impl VoucherV1 {
+    /// Checks that this voucher promises more than `total`, which was promised through period `through`.
+    ///
+    /// # Errors
+    /// [`VoucherError`].
+    pub fn check_improves(
+        &self,
+        deal: DealId,
+        epoch: u32,
+        total: Amount,
+        through: Option<u64>,
+    ) -> Result<(), VoucherError> {
+        if self.deal != deal {
+            return Err(VoucherError::OtherDeal);
+        }
+        if self.epoch != epoch {
+            return Err(VoucherError::Epoch { epoch: self.epoch, current: epoch });
+        }
+        if self.total <= total {
+            return Err(VoucherError::NotHigher { total: self.total.0, known: total.0 });
+        }
+        if let Some(known) = through.filter(|known| self.paid_through < *known) {
+            return Err(VoucherError::Backwards { through: self.paid_through, known });
+        }
+        Ok(())
+    }
+}

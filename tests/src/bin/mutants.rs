@@ -1,0 +1,247 @@
+//! `make mutants`: breaks one rule of the market at a time and runs its tests, which have to fail.
+//!
+//! Each mutant is a copy of the pure crates with one piece of text replaced: a safety rule left out, weakened or turned round. One
+//! that survives is a rule that nothing tests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+
+/// File within `market/src`, what stands there, what the mutant has instead, and the rule that this breaks.
+type Mutant = (&'static str, &'static str, &'static str, &'static str);
+
+const MUTANTS: &[Mutant] = &[
+    ("ledger.rs", "if number == expected {", "if number > 0 {", "each transaction is taken once"),
+    ("ledger.rs", "if context.time_s >= delegate.expires_s {", "if false {", "grants expire"),
+    ("ledger.rs", "if self.signer != self.context.genesis.market {", "if false {", "the market alone issues"),
+    ("ledger.rs", "if self.delegate.scopes.contains(&scope) {", "if true {", "a grant has scopes"),
+    ("ledger.rs", ".filter(|spent| *spent <= delegate.spend_cap)", "", "a grant has a cap"),
+    (
+        "ledger.rs",
+        "account.free = account.free.checked_sub(amount).ok_or(short)?;",
+        "account.free = account.free.saturating_sub(amount); let _ = short;",
+        "money is there before it is spent",
+    ),
+    ("ledger.rs", "if !signed.value().is_open_at(self.context.time_s) {", "if false {", "terms expire"),
+    (
+        "ledger.rs",
+        "let may_provide = signed.signer() == terms.node",
+        "let may_provide = true",
+        "terms are signed by the provider's node",
+    ),
+    ("ledger.rs", "&& node.account == terms.provider", "", "a node provides for its own account"),
+    ("ledger.rs", "if terms.client != self.delegate.account {", "if false {", "terms are for one client"),
+    ("ledger.rs", "if state.deal(&id).is_some() {", "if false {", "a deal is opened once"),
+    (
+        "ledger.rs",
+        "provider.free = provider.free.checked_sub(terms.collateral).ok_or(short)?;",
+        "let _ = short;",
+        "collateral is put aside",
+    ),
+    (
+        "ledger.rs",
+        "        if deal.status != Status::Open {\n            return Err(Refused::Closing);\n        }\n        let (client, delegate)",
+        "        let (client, delegate)",
+        "a closing deal is not topped up",
+    ),
+    (
+        "ledger.rs",
+        "        if deal.status != Status::Open {\n            return Err(Refused::Closing);\n        }\n        if let Some(head)",
+        "        if let Some(head)",
+        "a deal is closed once",
+    ),
+    (
+        "ledger.rs",
+        "        if !self.signs_for(state, &signed.signer(), &deal.terms.client) {\n            return Err(Refused::HeadSigner);\n        }",
+        "",
+        "heads are signed for the client",
+    ),
+    (
+        "ledger.rs",
+        "        if !self.signs_for(state, &signed.signer(), &deal.terms.client) {\n            return Err(Refused::VoucherSigner);\n        }",
+        "",
+        "vouchers are signed for the client",
+    ),
+    ("ledger.rs", "head.check_supersedes(id, deal.head.as_ref())?;", "", "the newest head counts"),
+    (
+        "ledger.rs",
+        "if voucher.paid_through >= self.context.period {",
+        "if false {",
+        "a period is paid for when it is over",
+    ),
+    (
+        "ledger.rs",
+        "let amount = promised.min(deal.escrow);",
+        "let amount = promised;",
+        "no more is paid than is in escrow",
+    ),
+    (
+        "ledger.rs",
+        "let promised = voucher.total.saturating_sub(deal.paid);",
+        "let promised = voucher.total;",
+        "a voucher's value is paid once",
+    ),
+    (
+        "ledger.rs",
+        "let fee = paid.share(self.context.genesis.fee_bps).saturating_sub(deal.fee);",
+        "let fee = amount.share(self.context.genesis.fee_bps);",
+        "fees are of the sum",
+    ),
+    ("ledger.rs", "let net = amount.saturating_sub(fee);", "let net = amount;", "money is conserved"),
+    ("ledger.rs", "state.totals().ticks < since_tick + CLOSING_PERIODS", "false", "closing takes its time"),
+    (
+        "ledger.rs",
+        "|| self.context.time_s < deal.terms.expires_s",
+        "",
+        "a deal is not opened again under its old vouchers",
+    ),
+    ("ledger.rs", "if is_client || is_provider {", "if true {", "strangers have no say"),
+    (
+        "ledger.rs",
+        "Some(known) if known.serial >= serial => return Err(Refused::OldGrant),",
+        "",
+        "the newest grant holds",
+    ),
+    (
+        "ledger.rs",
+        "Some(known) if known.account != account => return Err(Refused::OtherAccount),",
+        "",
+        "a node has one account",
+    ),
+    (
+        "ledger.rs",
+        "None if signer != node => return Err(Refused::UnknownSigner),",
+        "",
+        "a node registers itself",
+    ),
+    (
+        "ledger.rs",
+        "totals.issued = totals.issued.checked_add(amount).ok_or(Refused::Supply)?;",
+        "",
+        "what is issued is counted",
+    ),
+    (
+        "ledger.rs",
+        "        totals.ticks += 1;",
+        "        totals.ticks = context.period;",
+        "windows count living periods",
+    ),
+    ("head.rs", "if seq == newest && self.hash != known.hash {", "if false {", "forked heads are named"),
+    ("head.rs", "if seq <= newest {", "if seq < newest {", "a head is anchored once"),
+    (
+        "head.rs",
+        "node.verify(&countersigned(network, &self.head), &self.countersignature)?;",
+        "let _ = node;",
+        "heads are countersigned",
+    ),
+    ("head.rs", "self.until - self.from <= HEAD_PERIODS_MAX", "true", "heads end"),
+    ("head.rs", "if self.head.from < known.head.from {", "if false {", "heads do not reach back"),
+    ("voucher.rs", "if self.epoch != epoch {", "if false {", "vouchers have an epoch"),
+    ("voucher.rs", "if self.total <= total {", "if false {", "vouchers are cumulative"),
+    (
+        "voucher.rs",
+        "if let Some(known) = through.filter(|known| self.paid_through < *known) {",
+        "if let Some(known) = through.filter(|_| false) {",
+        "vouchers do not go back",
+    ),
+    (
+        "signed.rs",
+        "hasher.update(&network.0).update(bytes);",
+        "hasher.update(bytes);",
+        "signatures name their ledger",
+    ),
+    (
+        "signed.rs",
+        "self.signer.verify(&digest(T::DOMAIN, network, &self.bytes), &self.signature)?;",
+        "",
+        "signatures are checked",
+    ),
+    (
+        "meter.rs",
+        "next.peak = next.peak.max(next.rate);",
+        "next.peak = next.rate;",
+        "a period costs its highest rate",
+    ),
+    (
+        "deal.rs",
+        "let in_grace = all < GRACE_PERIODS;",
+        "let in_grace = all == 0;",
+        "a grace of 7 periods is locked",
+    ),
+    ("deal.rs", "v1.expires_s <= now_s.saturating_add(TERMS_LIFE_MAX_S)", "true", "terms are short-lived"),
+    (
+        "state.rs",
+        "hasher.update(&key_hash).update(&to_bytes(entry));",
+        "hasher.update(&key_hash);",
+        "the root covers entries",
+    ),
+    (
+        "state.rs",
+        "self.group_hashes.remove(&group);\n                continue;",
+        "",
+        "the root depends on the entries alone",
+    ),
+    (
+        "state.rs",
+        "for (key, entry) in std::mem::take(&mut self.before) {\n            self.write(key, entry);\n        }",
+        "self.before.clear();",
+        "a bad block is undone",
+    ),
+    ("block.rs", "if self.state.root() == state_root {", "if true {", "followers compare roots"),
+    ("block.rs", "if header.signer() != self.genesis.v1().market {", "if false {", "the market signs blocks"),
+    ("block.rs", "|| time_s < self.tip.time_s {", "{", "time does not go back"),
+    ("block.rs", "|| previous != self.tip.hash", "", "blocks are chained"),
+];
+
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+fn tests_pass(workspace: &Path, target: &Path) -> anyhow::Result<bool> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--release", "--offline", "-q", "-p", "spare-market"]).current_dir(workspace);
+    // Few transactions find a broken rule as well as many.
+    command.env("CARGO_TARGET_DIR", target).env("SPARE_RANDOM_TXS", "20000").env("RUST_BACKTRACE", "0");
+    Ok(command.stdout(Stdio::null()).stderr(Stdio::null()).status()?.success())
+}
+
+fn main() -> anyhow::Result<()> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let dir = tempfile::tempdir()?;
+    let (workspace, target) = (dir.path().join("workspace"), dir.path().join("target"));
+    for part in ["proofs", "market"] {
+        copy(&root.join(part), &workspace.join(part))?;
+    }
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml"))?;
+    let members =
+        manifest.lines().find(|line| line.starts_with("members")).context("the workspace has members")?;
+    let manifest = manifest.replace(members, "members = [\"market\", \"proofs\"]");
+    std::fs::write(workspace.join("Cargo.toml"), manifest)?;
+    std::fs::copy(root.join("Cargo.lock"), workspace.join("Cargo.lock"))?;
+    ensure!(tests_pass(&workspace, &target)?, "the tests fail without any mutant");
+    let mut survivors = 0;
+    for (file, rule, mutant, name) in MUTANTS {
+        let path = workspace.join("market/src").join(file);
+        let original = std::fs::read_to_string(&path)?;
+        ensure!(original.matches(rule).count() == 1, "the mutant of '{name}' fits {file} no longer");
+        std::fs::write(&path, original.replace(rule, mutant))?;
+        let survives = tests_pass(&workspace, &target)?;
+        survivors += usize::from(survives);
+        println!("{}  {name}", if survives { "SURVIVES" } else { "caught  " });
+        std::fs::write(&path, original)?;
+    }
+    println!("{} mutants, {survivors} survive", MUTANTS.len());
+    ensure!(survivors == 0, "some rules are not tested");
+    Ok(())
+}
