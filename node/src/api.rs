@@ -113,6 +113,7 @@ impl From<PutError> for ApiError {
             PutError::Busy(_) => (StatusCode::CONFLICT, "name_busy"),
             PutError::TooLong { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_long"),
             PutError::Unnameable(_) => (StatusCode::SERVICE_UNAVAILABLE, "shards_unnameable"),
+            PutError::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, "no_room"),
             PutError::Providers { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_few_providers"),
             PutError::Transfer { .. } => (StatusCode::SERVICE_UNAVAILABLE, "providers_failed"),
             PutError::Index { .. } => (StatusCode::SERVICE_UNAVAILABLE, "index_not_copied"),
@@ -330,15 +331,17 @@ pub struct PutDone {
 #[utoipa::path(put, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), PutQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 201, body = PutDone), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
-        (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody)))]
+        (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody), (status = 507, body = ErrorBody)))]
 async fn put_blob(
     State(node): Shared,
     Path(name): Path<String>,
     Query(query): Query<PutQuery>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<PutDone>), ApiError> {
     let mut body = body.into_data_stream();
-    let done = put_body(&node, &name, &query, &mut body).await;
+    let bytes = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let done = put_body(&node, &name, &query, bytes, &mut body).await;
     if done.is_err() {
         drain(body);
     }
@@ -349,6 +352,7 @@ async fn put_body(
     node: &Node,
     name: &str,
     query: &PutQuery,
+    bytes: Option<u64>,
     body: &mut axum::body::BodyDataStream,
 ) -> Result<PutDone, ApiError> {
     let code = match &query.code {
@@ -363,7 +367,7 @@ async fn put_body(
         return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message));
     }
     let listed = node.client.list("put", name);
-    let options = PutOptions { name: name.to_owned(), geometry: code.0, replace: query.replace };
+    let options = PutOptions { name: name.to_owned(), geometry: code.0, replace: query.replace, bytes };
     let source = StreamReader::new(body.map_err(std::io::Error::other));
     let entry = crate::put::put(&node.client, options, source, listed.transfer.clone()).await?;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -632,6 +636,8 @@ pub struct Status {
     pub resident_bytes: u64,
     /// Puts and gets under way.
     pub transfers: Vec<TransferState>,
+    /// Names of puts that were cut short. Repeating one goes on with it, removing the name gives its room back.
+    pub unfinished_puts: Vec<String>,
 }
 
 /// Storage rented out.
@@ -679,6 +685,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
         resident_bytes: resident_bytes(),
         transfers: node.client.transfers(),
+        unfinished_puts: crate::put::unfinished(&node.client)?,
     }))
 }
 

@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -163,6 +164,12 @@ impl Context {
         Ok(crate::config::load(&self.home.config_file(), |name| std::env::var(name).ok(), flags)?)
     }
 
+    /// The program's name as it is to be typed for this folder.
+    fn program(&self) -> String {
+        let is_default = std::env::home_dir().is_some_and(|home| self.home.path() == home.join(".spare"));
+        if is_default { "spare".to_owned() } else { format!("spare --home {}", self.home.path().display()) }
+    }
+
     fn api(&self) -> anyhow::Result<ApiClient> {
         ApiClient::of_home(&self.home)
     }
@@ -212,13 +219,17 @@ pub fn run(cli: Cli) -> ExitCode {
             } else {
                 eprintln!("error: {error:#}");
             }
-            ExitCode::FAILURE
+            if http::is_misuse(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
 
+/// How long a node may take to let go of its files.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
     let context = Context { home: home(cli.home)?, json: cli.json };
+    let is_node = matches!(cli.command, Command::Serve(_));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match cli.command {
@@ -239,7 +250,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Demo(args) => crate::demo::run(args, context.json).await,
         }
     });
-    // A read of standard input that never ends must not keep a failed command from ending.
-    runtime.shutdown_background();
+    // Not longer: a read of standard input that never ends must not keep a failed command from ending. But a node has to close its
+    // metadata store before the process ends, which takes a moment.
+    runtime.shutdown_timeout(if is_node { STOP_WITHIN } else { Duration::ZERO });
     result
 }

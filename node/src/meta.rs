@@ -215,6 +215,17 @@ impl Meta {
         Ok(())
     }
 
+    /// Calls `visit` with each key of a table, in order.
+    ///
+    /// # Errors
+    /// [`MetaError::Store`].
+    pub fn keys(&self, table: Table, mut visit: impl FnMut(&[u8])) -> Result<(), MetaError> {
+        for item in self.db.iterator_cf(self.table(table), IteratorMode::Start) {
+            visit(&item?.0);
+        }
+        Ok(())
+    }
+
     /// All records whose key starts with `prefix`, with the rest of their keys.
     ///
     /// # Errors

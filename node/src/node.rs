@@ -264,16 +264,13 @@ impl Node {
         loop {
             interval.tick().await;
             self.client.find_providers(|c| !c.peers.candidates().is_empty()).await;
-            let has_index = self.client.catalog.end().is_ok_and(|end| end.seq > 0);
-            if has_index {
-                self.client.tidy().await;
-            }
+            self.client.tidy().await;
         }
     }
 
     /// Tells peers that this node stops.
-    pub fn close(&self) {
-        self.direct.close();
+    pub async fn close(&self) {
+        self.direct.close().await;
     }
 }
 
@@ -286,7 +283,8 @@ fn is_loopback(addr: &Multiaddr) -> bool {
 }
 
 fn open_volume(home: &Home, config: &Config, meta: &Arc<Meta>) -> anyhow::Result<Option<Arc<Volume>>> {
-    if config.provide.size.0 == 0 {
+    // Who offers nothing more still serves what was stored.
+    if config.provide.size.0 == 0 && !Volume::is_known_to(meta)? {
         return Ok(None);
     }
     let dir = match config.provide.dir.as_str() {
@@ -295,5 +293,13 @@ fn open_volume(home: &Home, config: &Config, meta: &Arc<Meta>) -> anyhow::Result
     };
     let volume = Volume::open(&dir, meta.clone(), config.provide.size.0)
         .with_context(|| format!("the folder for shards, {}, cannot be used", dir.display()))?;
+    let room = volume.room();
+    if room.offered_bytes > room.used_bytes.saturating_add(room.disk_bytes) {
+        tracing::warn!(
+            offered_bytes = room.offered_bytes,
+            disk_bytes = room.disk_bytes,
+            "provide.size is more than the disk has; only what is there is offered"
+        );
+    }
     Ok(Some(Arc::new(volume)))
 }

@@ -222,21 +222,37 @@ impl Peers {
 
     /// A session with `node`: one that was kept, if it still lives, else a new one.
     async fn session(&self, node: &PublicKey) -> Result<Session, PeerError> {
+        if self.direct.is_closed(node).await {
+            self.forget_connection(node).await;
+        }
         let kept = {
             let mut idle = self.idle.lock().expect("no holder panics");
             let sessions = idle.entry(*node).or_default();
             sessions.retain(|s| s.idle_since.elapsed() < IDLE_TRUST);
             sessions.pop()
         };
-        if let Some(mut session) = kept
-            && session.is_alive().await
-        {
-            return Ok(session);
+        if let Some(mut session) = kept {
+            if session.is_alive().await {
+                return Ok(session);
+            }
+            self.forget_connection(node).await;
         }
-        // Whatever ended that one, ended its siblings, too.
-        self.idle.lock().expect("no holder panics").remove(node);
         let wire = self.open(node).await?;
-        Session::start(wire, &self.credentials).await
+        match Session::start(wire, &self.credentials).await {
+            // The connection that stood may be one with the peer's last process.
+            Err(PeerError::Frame(FrameError::Io(_)) | PeerError::Stalled) => {
+                self.forget_connection(node).await;
+                let wire = self.open(node).await?;
+                Session::start(wire, &self.credentials).await
+            }
+            started => started,
+        }
+    }
+
+    /// Forgets the connection that stands with `node`, and the idle sessions on it. Whatever else uses it goes on.
+    async fn forget_connection(&self, node: &PublicKey) {
+        self.idle.lock().expect("no holder panics").remove(node);
+        self.direct.forget(node).await;
     }
 
     async fn open(&self, node: &PublicKey) -> Result<Wire, PeerError> {

@@ -44,6 +44,8 @@ pub struct PutOptions {
     pub geometry: Geometry,
     /// Whether a blob of that name may be replaced.
     pub replace: bool,
+    /// Length of the source, where it is known beforehand.
+    pub bytes: Option<u64>,
 }
 
 /// Why a put did not finish. Whatever was placed is kept for the next try.
@@ -60,6 +62,18 @@ pub enum PutError {
     /// Another put or rm of that name is under way.
     #[error("another put or rm of '{0}' is under way")]
     Busy(String),
+    /// All providers together have too little room.
+    #[error(
+        "{stored_bytes} bytes would be stored, and the {providers} known providers have {free_bytes} bytes free together"
+    )]
+    NoRoom {
+        /// Bytes of all shards.
+        stored_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+        /// Providers known.
+        providers: usize,
+    },
     /// Not enough providers.
     #[error("segment {segment}: {source}{failures}")]
     Providers {
@@ -196,6 +210,7 @@ pub async fn put(
     let needed = options.geometry.n();
     client.find_providers(|c| c.peers.candidates().len() >= needed).await;
 
+    check_room(client, &options)?;
     let blob_id = begin_or_resume(client, &options)?;
     let put = Put::new(client, transfer, options.name.as_bytes(), options.geometry, blob_id);
     let (recipe, placement) = put.store(source).await?;
@@ -205,7 +220,7 @@ pub async fn put(
     Ok(entry)
 }
 
-/// Removes a blob. Its shards are deleted where their providers can be reached, elsewhere later. With `force` also a blob whose recipe cannot
+/// Removes a blob, and what an unfinished put of that name has placed. Its shards are deleted where their providers can be reached, elsewhere later. With `force` also a blob whose recipe cannot
 /// be read, so that nobody can name its shards any more; they stay where they are.
 ///
 /// # Errors
@@ -213,12 +228,21 @@ pub async fn put(
 pub async fn remove(client: &Arc<Client>, name: &str, force: bool) -> Result<bool, PutError> {
     let _not_while_recovering = client.recovering.read().await;
     let _claim = client.claim(name).ok_or_else(|| PutError::Busy(name.to_owned()))?;
-    let Some(entry) = client.catalog.get(name)? else { return Ok(false) };
-    let garbage = match garbage_of(client, &entry).await {
-        Err(error) if !force => return Err(PutError::Unnameable(error)),
-        garbage => garbage.unwrap_or_default(),
-    };
-    client.catalog.change(Change::Remove { name: name.to_owned() }, &garbage, Batch::default())?;
+    let mut batch = Batch::default();
+    let is_unfinished = client.catalog.meta().get::<PutJournal>(Table::Puts, name.as_bytes())?.is_some();
+    clear_journal(client, name.as_bytes(), 0, &mut batch)?;
+    clear_journal(client, &recipe_journal_key(name.as_bytes()), 0, &mut batch)?;
+    match client.catalog.get(name)? {
+        None if is_unfinished => client.catalog.meta().commit(&batch)?,
+        None => return Ok(false),
+        Some(entry) => {
+            let garbage = match garbage_of(client, &entry).await {
+                Err(error) if !force => return Err(PutError::Unnameable(error)),
+                garbage => garbage.unwrap_or_default(),
+            };
+            client.catalog.change(Change::Remove { name: name.to_owned() }, &garbage, batch)?;
+        }
+    }
     // The removal is durable. Telling providers may wait for those that are away.
     let client = client.clone();
     tokio::spawn(async move { client.tidy().await });
@@ -234,6 +258,35 @@ pub fn check_name(name: &str) -> Result<(), PutError> {
     // These two mean something else in a URL.
     let fine = fine && name != "." && name != "..";
     if fine { Ok(()) } else { Err(PutError::BadName(name.chars().take(40).collect())) }
+}
+
+/// Refuses what cannot fit, before anything is sent. What fits together may still not fit the providers one by one.
+fn check_room(client: &Client, options: &PutOptions) -> Result<(), PutError> {
+    let Some(bytes) = options.bytes else { return Ok(()) };
+    let candidates = client.peers.candidates();
+    let free_bytes = candidates.iter().fold(0u64, |sum, c| sum.saturating_add(c.free_bytes));
+    let (k, n) = (options.geometry.k() as u64, options.geometry.n() as u64);
+    let stored_bytes = bytes.div_ceil(k).saturating_mul(n);
+    let has_begun = client.catalog.meta().get::<PutJournal>(Table::Puts, options.name.as_bytes())?.is_some();
+    if stored_bytes > free_bytes && !has_begun && candidates.len() as u64 >= n {
+        return Err(PutError::NoRoom { stored_bytes, free_bytes, providers: candidates.len() });
+    }
+    Ok(())
+}
+
+/// The names of puts that were cut short.
+///
+/// # Errors
+/// When the metadata store fails.
+pub fn unfinished(client: &Client) -> Result<Vec<String>, MetaError> {
+    let mut names = Vec::new();
+    client.catalog.meta().keys(Table::Puts, |key| {
+        // Names have no control characters; the keys of segments and of recipes' blobs do.
+        if !key.iter().any(|byte| *byte < b' ') {
+            names.push(String::from_utf8_lossy(key).into_owned());
+        }
+    })?;
+    Ok(names)
 }
 
 /// Finds the journal of an unfinished put of this name and code, or starts one. One of another code is given up.

@@ -107,6 +107,8 @@ pub struct Room {
     pub used_bytes: u64,
     /// Bytes that can still be promised.
     pub free_bytes: u64,
+    /// Bytes that the disk has left.
+    pub disk_bytes: u64,
 }
 
 fn disk_bytes(metadata: &fs::Metadata) -> u64 {
@@ -139,6 +141,7 @@ fn check_volume_id(dir: &Path, meta: &Meta) -> Result<(), ShardError> {
         }
         (Some(_), None) => Err(ShardError::OtherVolume("it belongs to a node, and this one is new")),
         (None, None) => {
+            fs::create_dir_all(dir)?;
             let id = blake3::Hash::from_bytes(rand::random()).to_hex().to_string();
             fs::write(&file, format!("{id}\n"))?;
             File::open(&file)?.sync_all()?;
@@ -168,7 +171,6 @@ impl Volume {
     /// [`ShardError`] when the disk or the metadata store fails.
     pub fn open(dir: &Path, meta: Arc<Meta>, offered_bytes: u64) -> Result<Self, ShardError> {
         let incoming = dir.join("incoming");
-        fs::create_dir_all(dir)?;
         check_volume_id(dir, &meta)?;
         fs::create_dir_all(&incoming)?;
         for left_over in fs::read_dir(&incoming)? {
@@ -217,6 +219,14 @@ impl Volume {
         Ok(volume)
     }
 
+    /// Whether there is a volume that belongs to this metadata store.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn is_known_to(meta: &Meta) -> Result<bool, MetaError> {
+        Ok(meta.get::<String>(Table::State, VOLUME_ID_KEY)?.is_some())
+    }
+
     /// Held while a shard with this root is committed or deleted, so that what is on record, on disk and counted stays one.
     fn change(&self, root: &Root) -> MutexGuard<'_, ()> {
         self.changing[usize::from(root.as_bytes()[0])].lock().expect("no holder panics")
@@ -228,10 +238,9 @@ impl Volume {
         let used_bytes = self.used_bytes.load(Ordering::Relaxed) + folders + self.top_bytes;
         let reserved = self.reserved_bytes.load(Ordering::Relaxed);
         let on_offer = self.offered_bytes.saturating_sub(used_bytes).saturating_sub(reserved);
-        let on_disk = rustix::fs::statvfs(&self.dir).map_or(0, |s| {
-            (s.f_bavail * s.f_frsize).saturating_sub(DISK_MARGIN_BYTES).saturating_sub(reserved)
-        });
-        Room { offered_bytes: self.offered_bytes, used_bytes, free_bytes: on_offer.min(on_disk) }
+        let disk_bytes = rustix::fs::statvfs(&self.dir).map_or(0, |s| s.f_bavail * s.f_frsize);
+        let on_disk = disk_bytes.saturating_sub(DISK_MARGIN_BYTES).saturating_sub(reserved);
+        Room { offered_bytes: self.offered_bytes, used_bytes, free_bytes: on_offer.min(on_disk), disk_bytes }
     }
 
     /// Reserves room for a shard and opens a file for it.
@@ -264,8 +273,7 @@ impl Volume {
     fn is_overdrawn(&self) -> bool {
         let room = self.room();
         let reserved = self.reserved_bytes.load(Ordering::Relaxed);
-        let disk = rustix::fs::statvfs(&self.dir).map_or(0, |s| s.f_bavail * s.f_frsize);
-        room.used_bytes + reserved > self.offered_bytes || reserved + DISK_MARGIN_BYTES > disk
+        room.used_bytes + reserved > self.offered_bytes || reserved + DISK_MARGIN_BYTES > room.disk_bytes
     }
 
     /// The shard `root` of `owner`, opened, or [`ShardError::NotHere`].

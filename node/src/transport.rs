@@ -25,6 +25,8 @@ use crate::limits::{
 };
 
 const ALPN: &[u8] = b"spare/1";
+/// How long closing waits for peers to be told.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// Read buffer of a wire: for frames and hash pairs. Most of a group goes past it, and is not copied once more.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
@@ -384,9 +386,20 @@ impl Direct {
         }
     }
 
-    /// Closes all connections, so that peers notice at once.
-    pub fn close(&self) {
+    /// Whether the connection that stood with `node` was closed.
+    pub async fn is_closed(&self, node: &PublicKey) -> bool {
+        self.connections.lock().await.get(node).is_some_and(|c| c.close_reason().is_some())
+    }
+
+    /// Has the next stream to `node` go over a new connection.
+    pub async fn forget(&self, node: &PublicKey) {
+        self.connections.lock().await.remove(node);
+    }
+
+    /// Closes all connections, and waits for a moment until peers have been told, so that they notice at once.
+    pub async fn close(&self) {
         self.endpoint.close(0u32.into(), b"stopped");
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.endpoint.wait_idle()).await;
     }
 }
 

@@ -95,13 +95,12 @@ impl Node {
     /// Runs a command that fails, and returns its error's code and message.
     ///
     /// # Panics
-    /// When it succeeds, or ends otherwise than with exit code 1 and an error in JSON.
+    /// When it succeeds, or ends otherwise than with exit code 1 or 2 and an error in JSON.
     pub fn fails(&self, args: &[&str]) -> (String, String) {
         let output = self.run(args);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(
-            output.status.code(),
-            Some(1),
+        assert!(
+            matches!(output.status.code(), Some(1 | 2)),
             "spare {args:?}: {text}{}",
             String::from_utf8_lossy(&output.stderr)
         );
@@ -156,6 +155,17 @@ impl Node {
     /// The process id while the node runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Ends the node's process as Ctrl-C does, and returns its exit code.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn stop(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("the node runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a child can be signalled");
+        child.wait().expect("a child can be waited for").code()
     }
 
     /// Ends the node's process with SIGKILL.

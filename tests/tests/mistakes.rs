@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use spare_tests::net::{Net, Node, program};
+use spare_tests::net::{Net, Node, program, wait_for};
 
 #[test]
 fn every_mistake_has_its_own_words() {
@@ -39,6 +39,67 @@ fn every_mistake_has_its_own_words() {
     says(&["init"], "there already is a node");
     assert_eq!(client.run(&["put", file, "--code", "4+0"]).status.code(), Some(2), "used wrongly");
     assert_eq!(client.run(&["no-such-command"]).status.code(), Some(2));
+    assert_eq!(client.run(&["put", "-"]).status.code(), Some(2));
+    assert_eq!(client.run(&["put", file, "--name", ""]).status.code(), Some(2));
+    assert_eq!(client.run(&["put", "/nonexistent/file"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_node_that_is_stopped_ends_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::init(dir.path().join("node"), 1, &["--provide", "1GB"]);
+    for round in 0..12 {
+        node.start();
+        assert_eq!(node.stop(), Some(0), "round {round}: {}", node.log());
+    }
+}
+
+#[test]
+fn what_cannot_fit_is_refused_and_an_unfinished_put_can_be_given_up() {
+    let mut net = Net::start_with(3, "300MB", &[]);
+    let file = net.file("source", 400 << 20, 1);
+    let path = file.to_str().unwrap();
+    assert_eq!(net.client.fails(&["put", path, "--name", "a", "--code", "1+2"]).0, "no_room");
+    assert!(net.client.status()["unfinished_puts"].as_array().unwrap().is_empty(), "nothing was begun");
+    let shards = |net: &Net| (0..3).map(|i| net.shard_files(i).len()).sum::<usize>();
+    assert_eq!(shards(&net), 0);
+    let mut putting = net.client.command(&["put", path, "--name", "a", "--code", "2+1"]).spawn().unwrap();
+    wait_for("some shards to be placed", || (shards(&net) > 3).then_some(()));
+    net.client.kill();
+    assert!(!putting.wait().unwrap().success());
+    net.client.start();
+    assert_eq!(net.client.status()["unfinished_puts"], serde_json::json!(["a"]));
+    net.wait_for_providers(3);
+    net.client.ok(&["rm", "a"]);
+    wait_for("what was placed to be deleted", || (shards(&net) == 0).then_some(()));
+    assert!(net.client.status()["unfinished_puts"].as_array().unwrap().is_empty());
+    assert_eq!(net.client.fails(&["rm", "a"]).0, "no_such_blob");
+}
+
+#[test]
+fn a_provider_that_offers_nothing_more_goes_on_serving_and_a_lost_identity_is_not_papered_over() {
+    let mut net = Net::start(3);
+    let file = net.file("source", 1 << 20, 1);
+    net.client.ok(&["put", file.to_str().unwrap(), "--name", "a", "--code", "2+1"]);
+    for provider in &mut net.providers {
+        provider.stop();
+        let config = provider.home.join("config.toml");
+        let text = std::fs::read_to_string(&config).unwrap().replace("10GB", "0B");
+        std::fs::write(&config, text).unwrap();
+        provider.start();
+    }
+    assert!(net.read("a") == std::fs::read(&file).unwrap());
+    // By their asks, or by their word when it comes to it.
+    let refused = net.client.fails(&["put", file.to_str().unwrap(), "--name", "b", "--code", "2+1"]).0;
+    assert!(["no_room", "too_few_providers"].contains(&refused.as_str()), "{refused}");
+
+    let provider = &mut net.providers[0];
+    provider.stop();
+    std::fs::remove_file(provider.home.join("identity.toml")).unwrap();
+    let seed = provider.home.join("seed.txt");
+    let again = provider.fails(&["init", "--seed-file", seed.to_str().unwrap()]);
+    assert!(again.1.contains("Put that file back"), "{}", again.1);
+    assert!(std::fs::read_to_string(provider.home.join("config.toml")).unwrap().contains("0B"), "left alone");
 }
 
 #[test]

@@ -241,14 +241,19 @@ fn a_get_cut_short_resumes_where_it_stopped() {
     let copy = path("copy");
     let get = || net.client.ok(&["get", "a", "-o", copy.to_str().unwrap()]);
     let whole = std::fs::read(&file).unwrap();
-    std::fs::write(path("copy.spare-part"), &whole[..50_000_000]).unwrap();
-    std::fs::write(path("copy.spare-part.id"), done["id"].as_str().unwrap()).unwrap();
+    std::fs::write(
+        path("copy.spare-part"),
+        [&whole[..50_000_000], b"not yet on the disk when the power went"].concat(),
+    )
+    .unwrap();
+    std::fs::write(path("copy.spare-part.id"), format!("{} 50000000\n", done["id"].as_str().unwrap()))
+        .unwrap();
     assert_eq!(get()["resumed_bytes"], 50_000_000);
     assert!(std::fs::read(&copy).unwrap() == whole);
     // A part of another blob is not mixed in.
     std::fs::remove_file(&copy).unwrap();
     std::fs::write(path("copy.spare-part"), b"other").unwrap();
-    std::fs::write(path("copy.spare-part.id"), "another").unwrap();
+    std::fs::write(path("copy.spare-part.id"), "another 5\n").unwrap();
     assert_eq!(get()["resumed_bytes"], 0);
     assert!(std::fs::read(&copy).unwrap() == whole);
     assert!(!path("copy.spare-part.id").exists());

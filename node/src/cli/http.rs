@@ -34,6 +34,20 @@ pub(super) fn code_of(error: &anyhow::Error) -> &str {
     }
 }
 
+/// Whether the command was used wrongly, as against that it failed.
+pub(super) fn is_misuse(error: &anyhow::Error) -> bool {
+    use crate::config::{ConfigError, Origin};
+    let by_flag = |error: &ConfigError| {
+        matches!(
+            error,
+            ConfigError::UnknownKey { origin: Origin::Flag, .. }
+                | ConfigError::Value { origin: Origin::Flag, .. }
+        )
+    };
+    error.downcast_ref::<ConfigError>().is_some_and(by_flag)
+        || error.downcast_ref::<Reported>().is_some_and(|reported| reported.code == "bad_name")
+}
+
 /// A client of one node's API.
 #[derive(Clone)]
 pub struct ApiClient {

@@ -71,8 +71,7 @@ pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
     // An operator who gives no name is known by the account.
     let operator = identity.account.to_string()[..12].to_owned();
     let config = config_text(&args, &peers, &operator)?;
-    let token = blake3::Hash::from_bytes(rand::random()).to_hex().to_string();
-    context.home.create(&seed, &identity, &config, &token)?;
+    context.home.create(&seed, &identity, &config, &crate::home::new_token())?;
     let seed_file = context.home.file("seed.txt");
     let result = serde_json::json!({
         "home": context.home.path(),
@@ -93,11 +92,10 @@ pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
             );
             line!(out, "         your data and money, and without them a lost disk means lost data");
         }
-        match args.join {
-            Some(_) => line!(out, "Next     spare serve"),
-            None => {
-                line!(out, "Next     spare serve, then `spare ticket` prints the line with which others join")
-            }
+        let spare = context.program();
+        line!(out, "Next     {spare} serve");
+        if args.join.is_none() {
+            line!(out, "         while it runs, `{spare} ticket` prints the line with which others join");
         }
     })
 }
@@ -108,7 +106,7 @@ pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyh
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let config = context.load_config(flags)?.config;
-    let token = context.home.token()?;
+    let token = context.home.token_or_new()?;
     let api_addr = config.node.api_addr;
     let node = Node::start(&context.home, config).await?;
     let addr_file = context.home.file("api.addr");
@@ -133,7 +131,7 @@ pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyh
     };
     let served = crate::api::serve(node.clone(), token, api_addr, ready, stop).await;
     let _ = std::fs::remove_file(&addr_file);
-    node.close();
+    node.close().await;
     served.with_context(|| {
         format!("cannot serve the API on {api_addr}; set node.api_addr to another address, or to port 0")
     })

@@ -15,6 +15,14 @@ pub(super) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A number of things: `1 blob`, `2 blobs`.
+pub(super) fn count(number: impl Into<u64>, thing: &str) -> String {
+    match number.into() {
+        1 => format!("1 {thing}"),
+        number => format!("{number} {thing}s"),
+    }
+}
+
 /// A span of time for people: `3 h 20 min`.
 fn span(seconds: u64) -> String {
     match seconds {
@@ -47,24 +55,25 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
         line!(out, "  length    {} ({} bytes)", bytes(stat.blob.bytes), stat.blob.bytes);
         line!(
             out,
-            "  code      {} in {} segments, {} stored ({overhead:.2} x)",
+            "  code      {} in {}, {} stored ({overhead:.2} x)",
             stat.code,
-            stat.segments,
+            count(stat.segments as u64, "segment"),
             bytes(stat.stored_bytes)
         );
         let health = match stat.shards_to_spare {
             i64::MIN..0 => "LOST unless providers come back: too few are up".to_owned(),
+            _ if stat.segments == 0 => "nothing is stored, so nothing can be lost".to_owned(),
             0 => "no further provider may be lost".to_owned(),
-            spare => format!("{spare} more providers may be lost"),
+            spare => format!("{} may be lost", count(spare.unsigned_abs(), "more provider")),
         };
         line!(out, "  health    {health}");
         for holder in &stat.providers {
             let state = if holder.up { "up  " } else { "DOWN" };
             line!(
                 out,
-                "  {state}  {}  {:>4} shards  {}",
+                "  {state}  {}  {:>9}  {}",
                 &holder.node[..12],
-                holder.shards,
+                count(holder.shards as u64, "shard"),
                 holder.operator.as_deref().unwrap_or("?")
             );
         }
@@ -92,8 +101,8 @@ pub(super) async fn recover(context: &Context) -> anyhow::Result<()> {
     context.print(&recovered, |r, out| {
         line!(
             out,
-            "{} blobs found (index entry {}); {} of {} providers answered",
-            r.blobs,
+            "{} found (index entry {}); {} of {} providers answered",
+            count(r.blobs as u64, "blob"),
             r.index_seq,
             r.providers_answered,
             r.providers_asked
@@ -147,11 +156,11 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
         );
         line!(
             out,
-            "  network   {} peers connected, {} providers known",
-            s.connected_peers,
-            s.known_providers
+            "  network   {} connected, {} known",
+            count(s.connected_peers as u64, "peer"),
+            count(s.known_providers as u64, "provider")
         );
-        line!(out, "  client    {} blobs, {}", s.blobs, bytes(s.blob_bytes));
+        line!(out, "  client    {}, {}", count(s.blobs as u64, "blob"), bytes(s.blob_bytes));
         match &s.provider {
             Some(p) => line!(
                 out,
@@ -163,6 +172,12 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             None => line!(out, "  provider  no; the setting provide.size offers room"),
         }
         line!(out, "  traffic   {} in, {} out", bytes(s.received_bytes), bytes(s.sent_bytes));
+        for name in s.unfinished_puts.iter().filter(|name| !s.transfers.iter().any(|t| t.name == **name)) {
+            line!(
+                out,
+                "  unfinished put: {name} (the same put goes on with it, `spare rm` gives its room back)"
+            );
+        }
         for t in &s.transfers {
             line!(
                 out,

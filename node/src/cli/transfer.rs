@@ -34,7 +34,8 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
     let from_stdin = args.file == Path::new("-");
     let default_name =
         args.file.file_name().filter(|_| !from_stdin).map(|n| n.to_string_lossy().into_owned());
-    let Some(name) = args.name.or(default_name) else { bail!("give the blob a name with --name") };
+    let no_name = || Reported { code: "bad_name".into(), message: "give the blob a name with --name".into() };
+    let name = args.name.or(default_name).ok_or_else(no_name)?;
     // URLs drop some characters on the way, so a bad name has to be caught here.
     crate::put::check_name(&name)
         .map_err(|e| Reported { code: "bad_name".into(), message: e.to_string() })?;
@@ -79,7 +80,8 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
     let done: PutDone = result?.json().await?;
     context.print(&done, |done, out| {
         let size = super::show::bytes(done.blob.bytes);
-        line!(out, "{}: {size} stored as {}, {} shards sent", done.blob.name, done.code, done.shards_sent);
+        let sent = super::show::count(done.shards_sent, "shard");
+        line!(out, "{}: {size} stored as {}, {sent} sent", done.blob.name, done.code);
         if done.shards_resumed > 0 {
             line!(
                 out,
@@ -121,18 +123,32 @@ impl Part {
         if file.try_lock().is_err() {
             bail!("another `spare get` is writing {}", self.file.display());
         }
-        let same = std::fs::read_to_string(&self.id_file).is_ok_and(|known| known == id);
-        if !same || file.metadata()?.len() > bytes {
-            file.set_len(0).with_context(at)?;
-            std::fs::write(&self.id_file, id).with_context(at)?;
-        }
-        let len = file.metadata()?.len();
+        // What is beyond the note may not have reached the disk before a power cut.
+        let noted = std::fs::read_to_string(&self.id_file).unwrap_or_default();
+        let durable = noted
+            .split_once(' ')
+            .filter(|(known, _)| *known == id)
+            .and_then(|(_, len)| len.trim().parse().ok());
+        let len = durable
+            .filter(|len| *len <= bytes && *len <= file.metadata().map_or(0, |m| m.len()))
+            .unwrap_or(0);
+        file.set_len(len).with_context(at)?;
         Ok((file, len))
+    }
+
+    /// Makes what was written so far durable, and notes how much that is.
+    fn note(&self, file: &std::fs::File, id: &str) -> std::io::Result<()> {
+        let len = file.metadata()?.len();
+        file.sync_data()?;
+        std::fs::write(&self.id_file, format!("{id} {len}\n"))
     }
 
     fn finish(&self, output: &Path) -> anyhow::Result<()> {
         std::fs::rename(&self.file, output).with_context(|| format!("cannot write {}", output.display()))?;
-        std::fs::remove_file(&self.id_file)?;
+        match std::fs::remove_file(&self.id_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
         let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Ok(std::fs::File::open(folder)?.sync_all()?)
     }
@@ -154,11 +170,13 @@ pub(super) async fn get(context: &Context, args: GetArgs) -> anyhow::Result<()> 
         let mut out = tokio::io::stdout();
         let mut body = api.send(api.request(Method::GET, &["blobs", &args.name])).await?.bytes_stream();
         while let Some(piece) = body.next().await {
-            out.write_all(
-                &piece
-                    .context("the node gave up in the middle; `spare get` to a file resumes and says why")?,
-            )
-            .await?;
+            let piece = piece
+                .context("the node gave up in the middle; `spare get` to a file resumes and says why")?;
+            match out.write_all(&piece).await {
+                // A reader that has enough, as in `spare get NAME -o - | head`, is no error.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            }
         }
         return Ok(out.flush().await?);
     }
@@ -190,14 +208,17 @@ const FLUSH_EVERY_BYTES: usize = 64 << 20;
 
 /// Has what was written so far go to the disk while more arrives, so that little is left to wait for at the end.
 struct FlushAhead {
-    file: std::sync::Arc<std::fs::File>,
+    file: Arc<std::fs::File>,
+    part: Arc<Part>,
+    id: String,
     unflushed_bytes: usize,
     flushing: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl FlushAhead {
-    fn new(file: &std::fs::File) -> std::io::Result<Self> {
-        Ok(Self { file: std::sync::Arc::new(file.try_clone()?), unflushed_bytes: 0, flushing: None })
+    fn new(file: &std::fs::File, part: &Arc<Part>, id: &str) -> std::io::Result<Self> {
+        let (file, part) = (Arc::new(file.try_clone()?), part.clone());
+        Ok(Self { file, part, id: id.to_owned(), unflushed_bytes: 0, flushing: None })
     }
 
     fn wrote(&mut self, bytes: usize) {
@@ -205,20 +226,20 @@ impl FlushAhead {
         let busy = self.flushing.as_ref().is_some_and(|task| !task.is_finished());
         if self.unflushed_bytes >= FLUSH_EVERY_BYTES && !busy {
             self.unflushed_bytes = 0;
-            let file = self.file.clone();
+            let (file, part, id) = (self.file.clone(), self.part.clone(), self.id.clone());
             // An error shows again when the whole file is synced.
-            self.flushing = Some(tokio::task::spawn_blocking(move || drop(file.sync_data())));
+            self.flushing = Some(tokio::task::spawn_blocking(move || drop(part.note(&file, &id))));
         }
     }
 }
 
 /// Downloads into a part file, resuming as long as there is progress, and renames it when it is whole and durable.
 async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &ProgressBar) -> anyhow::Result<u64> {
-    let part = Part::of(output);
+    let part = Arc::new(Part::of(output));
     let (mut file, resumed_bytes) = part.open(&blob.id, blob.bytes)?;
     let mut have = resumed_bytes;
     let mut tries = 0;
-    let mut flush = FlushAhead::new(&file)?;
+    let mut flush = FlushAhead::new(&file, &part, &blob.id)?;
     while have < blob.bytes {
         bar.set_position(have);
         let before = have;
@@ -226,7 +247,13 @@ async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &Progres
         let request = request
             .header(header::RANGE, format!("bytes={have}-"))
             .header(header::IF_RANGE, format!("\"{}\"", blob.id));
-        let response = api.send(request).await?;
+        let response = match api.send(request).await {
+            Err(error) => {
+                part.note(&file, &blob.id)?;
+                return Err(error);
+            }
+            response => response?,
+        };
         if response.status() != StatusCode::PARTIAL_CONTENT {
             bail!("'{}' was replaced while it was read; run the command again", blob.name);
         }
@@ -249,10 +276,16 @@ async fn download(api: &ApiClient, blob: &BlobInfo, output: &Path, bar: &Progres
         if let Some(error) = broken
             && tries >= GET_TRIES_MAX
         {
-            return Err(anyhow::Error::new(error).context("the node gave up in the middle"));
+            part.note(&file, &blob.id)?;
+            return Err(anyhow::Error::new(error)
+                .context("the node gave up in the middle; the same command goes on where it stopped"));
         }
     }
     file.sync_all()?;
+    // A note under way would come back after it was removed.
+    if let Some(flushing) = flush.flushing.take() {
+        flushing.await?;
+    }
     part.finish(output)?;
     Ok(resumed_bytes)
 }
