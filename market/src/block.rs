@@ -209,6 +209,11 @@ impl Ledger {
         &self.state
     }
 
+    /// The root of the state after the newest block.
+    pub fn state_root(&self) -> [u8; 32] {
+        self.state.committed_root()
+    }
+
     /// The newest block.
     pub fn tip(&self) -> Tip {
         self.tip

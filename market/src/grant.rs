@@ -93,6 +93,12 @@ impl Authority {
         Ok(Self { account: grant.signer(), scopes: scopes.clone(), expires_s: *expires_s })
     }
 
+    /// The number of a grant, or 0 if these bytes are none. Says nothing of its signature.
+    pub fn serial(grant: &SignedBytes) -> u64 {
+        let grant = spare_proofs::encode::from_bytes::<Grant>(&grant.bytes, Grant::MAX_BYTES);
+        grant.map_or(0, |Grant::V1 { serial, .. }| serial)
+    }
+
     /// Whether the delegate may do `scope` at unix time `now_s`.
     pub fn allows(&self, scope: Scope, now_s: u64) -> bool {
         now_s < self.expires_s && self.scopes.contains(&scope)

@@ -119,6 +119,20 @@ impl fmt::Display for PublicKey {
     }
 }
 
+/// Text that is not a public key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not an account; it has 64 hex digits, and `spare status` shows one's own")]
+pub struct PublicKeyError(String);
+
+impl std::str::FromStr for PublicKey {
+    type Err = PublicKeyError;
+    fn from_str(text: &str) -> Result<Self, PublicKeyError> {
+        let hash = blake3::Hash::from_hex(text.trim().to_lowercase().as_bytes());
+        hash.map(|h| Self::Ed25519(*h.as_bytes()))
+            .map_err(|_| PublicKeyError(text.chars().take(80).collect()))
+    }
+}
+
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ed25519:{self}")
@@ -186,7 +200,10 @@ mod tests {
 
     #[test]
     fn golden_account_of_a_fixed_seed() {
-        assert_eq!(Seed::from_entropy([0; 32]).account_key().public().to_string(), GOLDEN_ACCOUNT);
+        let account = Seed::from_entropy([0; 32]).account_key().public();
+        assert_eq!(account.to_string(), GOLDEN_ACCOUNT);
+        assert_eq!(GOLDEN_ACCOUNT.parse(), Ok(account));
+        assert!("c8c0".parse::<PublicKey>().is_err());
     }
 
     const GOLDEN_ACCOUNT: &str = "c8c09c099a2157bb59dc79b960c1546c4b111928fb26928466925d8a7132b66f";

@@ -204,6 +204,11 @@ impl State {
         };
     }
 
+    /// The root that commits to all entries, as it was when [`Self::root`] last computed it.
+    pub fn committed_root(&self) -> [u8; 32] {
+        self.tree.of_groups()
+    }
+
     /// The root that commits to all entries.
     pub fn root(&mut self) -> [u8; 32] {
         self.tree.root()
@@ -311,6 +316,10 @@ impl RootTree {
             }
             self.group_hashes.insert(group, hasher.finalize().into());
         }
+        self.of_groups()
+    }
+
+    fn of_groups(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state root v1");
         for group in 0..=255u8 {
             hasher.update(self.group_hashes.get(&group).unwrap_or(&EMPTY));

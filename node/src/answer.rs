@@ -25,9 +25,11 @@ use crate::frames::{
 };
 use crate::index_log::{AppendError, IndexLogs};
 use crate::limits::{
-    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, SESSIONS_MAX,
-    SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout, count_down,
+    BLOCKS_PER_ANSWER_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT,
+    INDEX_TRANSFERS_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES,
+    STALL_TIMEOUT, bulk_timeout, count_down,
 };
+use crate::market::{Market, NotTaken, SubmitError};
 use crate::shards::{Incoming, OpenShard, READ_MAX_BYTES, ShardError, Volume};
 use crate::transport::Wire;
 use crate::unix_now_s;
@@ -61,6 +63,7 @@ pub struct Answerer {
     volume: Option<Arc<Volume>>,
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
+    market: Option<Arc<Market>>,
     sessions: Mutex<Sessions>,
     /// Index entries on their way, each of which is in memory whole.
     index_transfers: tokio::sync::Semaphore,
@@ -98,7 +101,7 @@ async fn within<T, E: Into<SessionEnd>>(
 }
 
 impl Answerer {
-    /// Puts the parts together. Without a volume the node refuses to store.
+    /// Puts the parts together. Without a volume the node refuses to store, without a ledger it tells no blocks.
     pub fn new(
         network: NetworkId,
         node_key: SigningSecret,
@@ -106,9 +109,20 @@ impl Answerer {
         volume: Option<Arc<Volume>>,
         logs: Arc<IndexLogs>,
         book: Arc<AskBook>,
+        market: Option<Arc<Market>>,
     ) -> Self {
         let index_transfers = tokio::sync::Semaphore::new(INDEX_TRANSFERS_MAX);
-        Self { network, node_key, grant, volume, logs, book, sessions: Mutex::default(), index_transfers }
+        Self {
+            network,
+            node_key,
+            grant,
+            volume,
+            logs,
+            book,
+            market,
+            sessions: Mutex::default(),
+            index_transfers,
+        }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
@@ -201,6 +215,8 @@ impl Answerer {
             Request::IndexEnd => self.index_end(authority),
             Request::IndexAppend { len } => self.index_append(wire, authority, len).await?,
             Request::IndexRead { seq } => self.index_read(wire, authority, seq).await?,
+            Request::Blocks { from } => self.blocks(wire, from).await?,
+            Request::Submit { tx } => self.submit(tx).await,
         };
         let response = result.unwrap_or_else(Response::Refused);
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await
@@ -410,16 +426,42 @@ impl Answerer {
             Ok(entry) => spare_proofs::encode::to_bytes(&entry),
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let announced = Response::IndexEntry { len: entry.len() as u32 };
-        within(STALL_TIMEOUT, write_frame(&mut wire.send, &announced)).await?;
-        let send = async {
-            for piece in entry.chunks(BULK_PIECE_BYTES) {
-                within(STALL_TIMEOUT, wire.send.write_all(piece)).await?;
-            }
-            within(STALL_TIMEOUT, wire.send.flush()).await
-        };
-        within(bulk_timeout(entry.len() as u64), send).await?;
+        send_bulk(wire, &Response::IndexEntry { len: entry.len() as u32 }, &entry).await?;
         Ok(Ok(Response::Done))
+    }
+
+    /// Sends blocks of the ledger; anyone may have them.
+    async fn blocks(&self, wire: &mut Wire, from: u64) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let Some(market) = &self.market else {
+            return Ok(Err(Refusal::new(RefusalCode::NotHere, "this node keeps no ledger")));
+        };
+        let mut height = market.chain.height();
+        // Whoever is up to date is told of the next block as soon as there is one.
+        let _ = timeout(BLOCKS_WAIT, height.wait_for(|newest| *newest >= from)).await;
+        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many_entries())) };
+        let chain = market.chain.clone();
+        let read = tokio::task::spawn_blocking(move || chain.blocks(from.max(1), BLOCKS_PER_ANSWER_BYTES));
+        let bytes = match read.await? {
+            Ok(blocks) => spare_proofs::encode::to_bytes(&blocks),
+            Err(error) => return Ok(Err(Refusal::new(RefusalCode::Unavailable, error.to_string()))),
+        };
+        send_bulk(wire, &Response::Blocks { len: bytes.len() as u32 }, &bytes).await?;
+        Ok(Ok(Response::Done))
+    }
+
+    /// Has the sequencer put a transaction on the ledger. The ledger's own rules say who may.
+    async fn submit(&self, tx: SignedBytes) -> Result<Response, Refusal> {
+        let not_here = |why: String| Refusal::new(RefusalCode::NotTheMarket, why);
+        let market = self.market.as_ref().ok_or_else(|| not_here("this node keeps no ledger".into()))?;
+        match market.submit(tx).await {
+            Ok(height) => Ok(Response::Taken { height }),
+            Err(SubmitError::NotTaken(NotTaken { code, blame, mut detail })) => {
+                detail.truncate(detail.floor_char_boundary(256));
+                Ok(Response::NotTaken { code, blame, detail })
+            }
+            Err(error @ SubmitError::NotTheMarket(_)) => Err(not_here(error.to_string())),
+            Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string())),
+        }
     }
 
     /// A place among the index entries on their way, if one is free before long.
@@ -429,7 +471,19 @@ impl Answerer {
 }
 
 fn too_many_entries() -> Refusal {
-    Refusal::new(RefusalCode::Busy, "too many index entries are on their way")
+    Refusal::new(RefusalCode::Busy, "too many index entries or blocks are on their way")
+}
+
+/// Announces bulk bytes and sends them, at the least rate that a transfer may have.
+async fn send_bulk(wire: &mut Wire, announced: &Response, bytes: &[u8]) -> Result<(), SessionEnd> {
+    within(STALL_TIMEOUT, write_frame(&mut wire.send, announced)).await?;
+    let send = async {
+        for piece in bytes.chunks(BULK_PIECE_BYTES) {
+            within(STALL_TIMEOUT, wire.send.write_all(piece)).await?;
+        }
+        within(STALL_TIMEOUT, wire.send.flush()).await
+    };
+    within(bulk_timeout(bytes.len() as u64), send).await
 }
 
 fn account(authority: Option<&Authority>, scope: Scope) -> Result<PublicKey, Refusal> {

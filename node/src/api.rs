@@ -17,7 +17,12 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use spare_market::keys::PublicKey;
+use spare_market::amount::{Amount, AmountError};
+use spare_market::block::Ledger;
+use spare_market::deal::Deal;
+use spare_market::keys::{PublicKey, PublicKeyError};
+use spare_market::state::Key;
+use spare_market::tx::Action;
 use spare_proofs::recipe::RecipeV1;
 use spare_proofs::tree::Root;
 use tokio_util::io::StreamReader;
@@ -26,10 +31,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::catalog::BlobEntry;
+use crate::chain::ChainError;
 use crate::client::TransferState;
 use crate::config::Code;
 use crate::get::{GetError, Reader};
-use crate::limits::{DELETE_MAX_ROOTS, GETS_MAX, PUTS_MAX};
+use crate::limits::{BLOCKS_PER_ANSWER_BYTES, DELETE_MAX_ROOTS, GETS_MAX, PUTS_MAX};
+use crate::market::SubmitError;
 use crate::node::Node;
 use crate::put::{PutError, PutOptions};
 use crate::recover::{RecoverError, Recovered};
@@ -151,6 +158,33 @@ impl From<crate::meta::MetaError> for ApiError {
     }
 }
 
+impl From<ChainError> for ApiError {
+    fn from(error: ChainError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match &error {
+            SubmitError::NotTaken(refused) => {
+                let code = match refused.code.as_str() {
+                    "not_the_market" => "not_the_market",
+                    "supply" => "supply",
+                    "unknown_signer" => "not_registered",
+                    _ => "refused",
+                };
+                Self::new(StatusCode::CONFLICT, code, error)
+            }
+            SubmitError::NotTheMarket(_) => Self::new(StatusCode::CONFLICT, "not_the_market", error),
+            SubmitError::Peer(_) | SubmitError::Busy | SubmitError::Slow { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "market_unreachable", error)
+            }
+            SubmitError::Chain(_) => Self::internal(error),
+        }
+    }
+}
+
 type Shared = State<Arc<Node>>;
 
 /// The router, and the OpenAPI document that describes it.
@@ -163,6 +197,10 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(recover))
         .routes(routes!(list_asks))
         .routes(routes!(status))
+        .routes(routes!(balance))
+        .routes(routes!(market_report))
+        .routes(routes!(market_fund))
+        .routes(routes!(market_blocks))
         .split_for_parts();
     let guarded = routes
         .layer(from_fn_with_state(Arc::new(blake3::hash(token.as_bytes())), require_token))
@@ -687,6 +725,153 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         transfers: node.client.transfers(),
         unfinished_puts: crate::put::unfinished(&node.client)?,
     }))
+}
+
+/// An account's money. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Balance {
+    /// The account.
+    pub account: String,
+    /// What can be put into deals.
+    pub free: String,
+    /// What is in deals: escrow and collateral.
+    pub locked: String,
+    /// What deals have paid to this account so far, after fees.
+    pub earned: String,
+    /// What this account's deals have paid to others so far.
+    pub spent: String,
+    /// The ledger's block that says so.
+    pub height: u64,
+}
+
+fn balance_of(ledger: &Ledger, account: &PublicKey) -> Balance {
+    let state = ledger.state();
+    let money = state.account(account);
+    let in_deal = |deal: &Deal| {
+        let escrow = if deal.terms.client == *account { deal.escrow.0 } else { 0 };
+        let collateral = if deal.terms.provider == *account { deal.terms.collateral.0 } else { 0 };
+        escrow + collateral
+    };
+    let locked = Amount(state.deals_of(account).map(|(_, deal)| in_deal(deal)).sum());
+    Balance {
+        account: account.to_string(),
+        free: money.free.to_string(),
+        locked: locked.to_string(),
+        earned: money.earned.to_string(),
+        spent: money.spent.to_string(),
+        height: ledger.tip().height,
+    }
+}
+
+/// Says how much money this node's account has.
+#[utoipa::path(get, path = "/v1/balance", responses((status = 200, body = Balance), (status = 401, body = ErrorBody)))]
+async fn balance(State(node): Shared) -> Result<Json<Balance>, ApiError> {
+    Ok(Json(node.market.chain.view(|ledger| balance_of(ledger, &node.identity.account))?))
+}
+
+/// The market as this node's ledger has it. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct MarketReport {
+    /// The market's node key.
+    pub market: String,
+    /// Whether this node is the market.
+    pub is_here: bool,
+    /// Height of the newest block.
+    pub height: u64,
+    /// Its unix time in seconds.
+    pub time_s: u64,
+    /// Hash of its header, which commits to all before.
+    pub block_hash: String,
+    /// Root of the state after it.
+    pub state_root: String,
+    /// The period of the newest block.
+    pub period: u64,
+    /// Length of a period in seconds.
+    pub period_s: u32,
+    /// The market's share of payments, in ten-thousandths.
+    pub fee_bps: u16,
+    /// Credits issued.
+    pub issued: String,
+    /// Paid to providers so far, fees included: the market's revenue is a part of this.
+    pub paid: String,
+    /// Fees kept so far.
+    pub fees: String,
+    /// Rewards paid so far. There are none.
+    pub rewards: String,
+    /// Accounts that ever had money.
+    pub accounts: usize,
+    /// Nodes registered.
+    pub nodes: usize,
+    /// Deals that are not closed.
+    pub deals: usize,
+}
+
+fn hex(bytes: [u8; 32]) -> String {
+    blake3::Hash::from_bytes(bytes).to_hex().to_string()
+}
+
+fn report(ledger: &Ledger, is_here: bool) -> MarketReport {
+    let (genesis, tip, totals) = (ledger.genesis().v1(), ledger.tip(), ledger.state().totals());
+    let count = |is: fn(&Key) -> bool| ledger.state().entries().filter(|(key, _)| is(key)).count();
+    MarketReport {
+        market: genesis.market.to_string(),
+        is_here,
+        height: tip.height,
+        time_s: tip.time_s,
+        block_hash: hex(tip.hash),
+        state_root: hex(ledger.state_root()),
+        period: ledger.period(),
+        period_s: genesis.period_s,
+        fee_bps: genesis.fee_bps,
+        issued: totals.issued.to_string(),
+        paid: totals.paid.to_string(),
+        fees: totals.fees.to_string(),
+        rewards: Amount::ZERO.to_string(),
+        accounts: count(|key| matches!(key, Key::Account(_))),
+        nodes: count(|key| matches!(key, Key::Delegate(_))),
+        deals: count(|key| matches!(key, Key::Deal(_))),
+    }
+}
+
+/// Says how the market stands.
+#[utoipa::path(get, path = "/v1/market", responses((status = 200, body = MarketReport), (status = 401, body = ErrorBody)))]
+async fn market_report(State(node): Shared) -> Result<Json<MarketReport>, ApiError> {
+    Ok(Json(node.market.chain.view(|ledger| report(ledger, node.market.is_here()))?))
+}
+
+/// Whom to fund with how much.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Funding {
+    /// The account, 64 hex digits.
+    pub account: String,
+    /// Credits, as decimal text.
+    pub amount: String,
+}
+
+/// Issues credits to an account. Only the market's node can.
+#[utoipa::path(post, path = "/v1/market/fund", request_body = Funding, responses((status = 200, body = Balance),
+    (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn market_fund(State(node): Shared, Json(funding): Json<Funding>) -> Result<Json<Balance>, ApiError> {
+    let bad = |code, error: String| ApiError::new(StatusCode::BAD_REQUEST, code, error);
+    let account: PublicKey =
+        funding.account.parse().map_err(|e: PublicKeyError| bad("bad_account", e.to_string()))?;
+    let amount = funding.amount.parse().map_err(|e: AmountError| bad("bad_amount", e.to_string()))?;
+    node.wallet.send(Action::Fund { account, amount }).await?;
+    Ok(Json(node.market.chain.view(|ledger| balance_of(ledger, &account))?))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct BlocksQuery {
+    /// Height of the first block wanted; the first there is has height 1.
+    from: u64,
+}
+
+/// Sends blocks in their canonical encoding, as many as come to about a mebibyte; none when there are no more.
+#[utoipa::path(get, path = "/v1/market/blocks", params(BlocksQuery),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 401, body = ErrorBody)))]
+async fn market_blocks(State(node): Shared, Query(query): Query<BlocksQuery>) -> Result<Vec<u8>, ApiError> {
+    let blocks = node.market.chain.blocks(query.from.max(1), BLOCKS_PER_ANSWER_BYTES)?;
+    Ok(spare_proofs::encode::to_bytes(&blocks))
 }
 
 /// Serves the API on `addr` until `stop` resolves; `ready` is told the address bound.

@@ -22,6 +22,7 @@ macro_rules! line {
 }
 
 mod http;
+mod market;
 mod setup;
 mod show;
 mod transfer;
@@ -76,6 +77,13 @@ enum Command {
     Status,
     /// Print the line with which other nodes join this network
     Ticket,
+    /// Say how much money this node's account has
+    Balance,
+    /// The market: its ledger, and issuing credits
+    Market {
+        #[command(subcommand)]
+        command: MarketCommand,
+    },
     /// List who offers room
     Asks,
     /// Show the settings
@@ -85,6 +93,23 @@ enum Command {
     },
     /// Run a whole network on this machine: put, kill, damage, get, recover
     Demo(crate::demo::DemoArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum MarketCommand {
+    /// Say how the market stands
+    Report,
+    /// Issue credits to an account; only the market's own node can
+    Fund {
+        /// The account, as `spare status` shows it
+        account: spare_market::keys::PublicKey,
+        /// Credits, for instance 25 or 0.5
+        amount: spare_market::amount::Amount,
+    },
+    /// Replay the whole ledger in this process, and compare with the node
+    Verify,
+    /// Print the line with which other nodes join this network
+    Ticket,
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,6 +134,12 @@ struct InitArgs {
     /// Use the 24 words in this file, instead of a new seed; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     seed_file: Option<PathBuf>,
+    /// Founding a network: length of its periods in seconds, after each of which storage is paid for
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, conflicts_with = "join")]
+    period_s: u32,
+    /// Founding a network: the market's share of payments, in hundredths of a percent
+    #[arg(long, value_name = "BPS", default_value_t = 300, conflicts_with = "join")]
+    fee_bps: u16,
     /// Further settings, as in `--set node.operator=ann`
     #[arg(long, value_name = "SECTION.NAME=VALUE", value_parser = parse_setting)]
     set: Vec<(String, String)>,
@@ -244,6 +275,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Status => show::status(&context).await,
             Command::Ticket => show::ticket(&context).await,
             Command::Asks => show::asks(&context).await,
+            Command::Balance => market::balance(&context).await,
+            Command::Market { command } => market::run(&context, command).await,
             Command::Config { command: ConfigCommand::Show { origin } } => {
                 setup::show_config(&context, origin)
             }

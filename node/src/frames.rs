@@ -17,6 +17,8 @@
 //!   IndexEnd                -> <- IndexEnd
 //!   IndexAppend             -> <- Ready;  entry bytes -> <- Done
 //!   IndexRead               -> <- IndexEntry; entry bytes, <- Done
+//!   Blocks                  -> <- Blocks; block bytes, <- Done
+//!   Submit                  -> <- Taken or NotTaken
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
@@ -93,6 +95,16 @@ pub enum Request {
         /// Its number.
         seq: u64,
     },
+    /// Send the ledger's blocks from height `from` on. Where there are none yet, the answer waits for a while.
+    Blocks {
+        /// Height of the first.
+        from: u64,
+    },
+    /// Put a transaction on the ledger. For the market's node.
+    Submit {
+        /// The transaction.
+        tx: SignedBytes,
+    },
 }
 
 /// What an answerer says.
@@ -136,6 +148,25 @@ pub enum Response {
     },
     /// Done.
     Done,
+    /// A list of encoded blocks of this length follows.
+    Blocks {
+        /// Its length.
+        len: u32,
+    },
+    /// The transaction is in a block that is durable.
+    Taken {
+        /// The block's height.
+        height: u64,
+    },
+    /// The ledger refused the transaction.
+    NotTaken {
+        /// Stable, for programs.
+        code: String,
+        /// Who has to change something.
+        blame: spare_market::tx::Blame,
+        /// For a person.
+        detail: String,
+    },
 }
 
 /// Who has to change something before a refused request can succeed.
@@ -183,6 +214,9 @@ pub enum RefusalCode {
     /// The frame does not decode.
     #[error("malformed")]
     Malformed,
+    /// The node is not the market.
+    #[error("not the market")]
+    NotTheMarket,
 }
 
 /// A refusal: a stable code and a sentence for a person.
@@ -203,7 +237,7 @@ impl Refusal {
         use RefusalCode::*;
         let blame = match code {
             OtherNetwork | NoAuthority | TooLarge | BadRange | BadIndexEntry | Malformed => Blame::Asker,
-            NotAProvider | NoRoom | NotHere | Unavailable | Busy => Blame::Answerer,
+            NotAProvider | NoRoom | NotHere | Unavailable | Busy | NotTheMarket => Blame::Answerer,
         };
         let mut detail = detail.into();
         detail.truncate(detail.floor_char_boundary(256));

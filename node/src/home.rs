@@ -20,6 +20,7 @@ use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::SUPPLY_MAX;
+use spare_market::genesis::Genesis;
 use spare_market::grant::{Grant, Scope};
 use spare_market::keys::{PublicKey, Seed, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
@@ -130,7 +131,7 @@ impl Identity {
 #[serde(deny_unknown_fields)]
 struct IdentityFile {
     version: u32,
-    network: String,
+    genesis: String,
     account: String,
     node_key: String,
     recipe_key: String,
@@ -168,7 +169,7 @@ impl Home {
         self.file("config.toml")
     }
 
-    /// Makes the folder with an identity, its seed, a token and a settings file.
+    /// Makes the folder with an identity in the network of `genesis`, its seed, a token and a settings file.
     ///
     /// # Errors
     /// [`HomeError::Exists`] when there is one, else the file that failed.
@@ -176,9 +177,11 @@ impl Home {
         &self,
         seed: &Seed,
         identity: &Identity,
+        genesis: &Genesis,
         config: &str,
         token: &str,
     ) -> Result<(), HomeError> {
+        assert_eq!(genesis.network(), identity.network, "an identity belongs to the network of its genesis");
         if self.file("identity.toml").exists() {
             return Err(HomeError::Exists(self.0.clone()));
         }
@@ -198,7 +201,7 @@ impl Home {
         let hex = |secret: &Secret| HEXLOWER.encode(secret.expose());
         let file = IdentityFile {
             version: 1,
-            network: HEXLOWER.encode(&identity.network.0),
+            genesis: HEXLOWER.encode(&to_bytes(genesis)),
             account: identity.account.to_string(),
             node_key: hex(&identity.node_secret),
             recipe_key: hex(&identity.recipe_key),
@@ -226,6 +229,14 @@ impl Home {
     /// # Errors
     /// [`HomeError::Missing`] when there is none.
     pub fn identity(&self) -> Result<Identity, HomeError> {
+        Ok(self.identity_and_genesis()?.0)
+    }
+
+    /// Reads the identity and the genesis of its network.
+    ///
+    /// # Errors
+    /// [`HomeError::Missing`] when there is none.
+    pub fn identity_and_genesis(&self) -> Result<(Identity, Genesis), HomeError> {
         let path = self.file("identity.toml");
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -248,14 +259,17 @@ impl Home {
                 .ok_or_else(|| damaged(format!("'{name}' is not 64 hex digits")))
         };
         let grant = HEXLOWER.decode(file.grant.as_bytes()).map_err(|e| damaged(e.to_string()))?;
-        Ok(Identity {
-            network: NetworkId(bytes("network", &file.network)?),
+        let genesis = HEXLOWER.decode(file.genesis.as_bytes()).map_err(|e| damaged(e.to_string()))?;
+        let genesis: Genesis = from_bytes(&genesis, 1024).map_err(|e| damaged(format!("genesis: {e}")))?;
+        let identity = Identity {
+            network: genesis.network(),
             account: PublicKey::Ed25519(bytes("account", &file.account)?),
             node_secret: Secret::new(bytes("node_key", &file.node_key)?),
             recipe_key: Secret::new(bytes("recipe_key", &file.recipe_key)?),
             index_key: Secret::new(bytes("index_key", &file.index_key)?),
             grant: from_bytes(&grant, 1024).map_err(|e| damaged(format!("grant: {e}")))?,
-        })
+        };
+        Ok((identity, genesis))
     }
 
     /// The API's bearer token.
@@ -309,13 +323,13 @@ pub fn new_token() -> String {
     blake3::Hash::from_bytes(rand::random()).to_hex().to_string()
 }
 
-/// What it takes to join a network: its id and peers to start from. One line of text.
+/// What it takes to join a network: the genesis of its market and peers to start from. One line of text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ticket {
     /// The first version.
     V1 {
-        /// The network.
-        network: NetworkId,
+        /// What the market is; its hash names the network.
+        genesis: Genesis,
         /// Multiaddrs that end in `/p2p/...`.
         peers: Vec<String>,
     },
@@ -354,7 +368,8 @@ impl std::str::FromStr for Ticket {
             return Err(wrong("its checksum does not fit; was it copied whole?"));
         }
         let ticket: Self = from_bytes(bytes, TICKET_MAX_BYTES).map_err(|e| TicketError(e.to_string()))?;
-        let Self::V1 { peers, .. } = &ticket;
+        let Self::V1 { peers, genesis } = &ticket;
+        genesis.check().map_err(|e| TicketError(e.to_string()))?;
         for peer in peers {
             peer.parse::<Multiaddr>().map_err(|e| TicketError(format!("'{peer}' is no address: {e}")))?;
         }
@@ -365,13 +380,19 @@ impl std::str::FromStr for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spare_market::genesis::GenesisV1;
+
+    fn genesis() -> Genesis {
+        let market = Seed::from_entropy([1; 32]).account_key().public();
+        Genesis::V1(GenesisV1 { market, started_s: 0, period_s: 1, fee_bps: 0, salt: [2; 32] })
+    }
 
     fn fixture() -> (tempfile::TempDir, Home) {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::new(dir.path().join("home"));
         let seed = Seed::from_entropy([1; 32]);
-        let identity = Identity::new(&seed, NetworkId([2; 32]), Secret::new([3; 32]), 100);
-        home.create(&seed, &identity, "", "token").unwrap();
+        let identity = Identity::new(&seed, genesis().network(), Secret::new([3; 32]), 100);
+        home.create(&seed, &identity, &genesis(), "", "token").unwrap();
         (dir, home)
     }
 
@@ -385,15 +406,15 @@ mod tests {
             assert_eq!(fs::metadata(home.file(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
         let seed = Seed::from_entropy([9; 32]);
-        assert!(matches!(home.create(&seed, &identity, "", ""), Err(HomeError::Exists(_))));
+        assert!(matches!(home.create(&seed, &identity, &genesis(), "", ""), Err(HomeError::Exists(_))));
         fs::remove_file(home.file("identity.toml")).unwrap();
-        assert!(matches!(home.create(&seed, &identity, "", ""), Err(HomeError::OtherSeed(_))));
+        assert!(matches!(home.create(&seed, &identity, &genesis(), "", ""), Err(HomeError::OtherSeed(_))));
         assert!(
             fs::read_to_string(home.file("seed.txt"))
                 .unwrap()
                 .contains(Seed::from_entropy([1; 32]).words().as_str())
         );
-        home.create(&Seed::from_entropy([1; 32]), &identity, "", "").unwrap();
+        home.create(&Seed::from_entropy([1; 32]), &identity, &genesis(), "", "").unwrap();
         fs::write(home.file("identity.toml"), "version = 1").unwrap();
         assert!(matches!(home.identity(), Err(HomeError::Damaged { .. })));
         assert!(matches!(Home::new("/nonexistent".into()).identity(), Err(HomeError::Missing(_))));
@@ -410,8 +431,7 @@ mod tests {
 
     #[test]
     fn tickets_survive_copying_and_notice_mistakes() {
-        let ticket =
-            Ticket::V1 { network: NetworkId([7; 32]), peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
+        let ticket = Ticket::V1 { genesis: genesis(), peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
         let text = ticket.to_string();
         assert_eq!(format!(" {text}\n").parse::<Ticket>(), Ok(ticket.clone()));
         assert_eq!(text.to_uppercase().replacen("SPARE1", "spare1", 1).parse::<Ticket>(), Ok(ticket));

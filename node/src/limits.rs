@@ -36,7 +36,7 @@ pub const SESSIONS_PER_PEER_MAX: usize = 64;
 pub const SESSIONS_PER_SUBNET_MAX: usize = 256;
 /// Accepted connections from one address from which on it must show that the address is its own.
 pub const CONNECTIONS_BEFORE_RETRY: usize = 8;
-/// Most index entries on their way at once, in or out, over all peers; each is in memory whole.
+/// Most index entries and lists of blocks on their way at once, in or out, over all peers; each is in memory whole.
 pub const INDEX_TRANSFERS_MAX: usize = 8;
 /// Most addresses that are taken from a peer's word about itself.
 pub const IDENTIFY_ADDRESSES_MAX: usize = 16;
@@ -60,6 +60,17 @@ pub const NAME_MAX_BYTES: usize = 1024;
 pub const PUTS_MAX: usize = 4;
 /// Most downloads through the HTTP API at once.
 pub const GETS_MAX: usize = 16;
+
+/// Most transactions waiting for a block at the market.
+pub const SUBMISSIONS_MAX: usize = 4096;
+/// Bytes of blocks after which an answer takes no more.
+pub const BLOCKS_PER_ANSWER_BYTES: usize = 1 << 20;
+/// Most bytes of an answer with blocks: one block more than the budget.
+pub const BLOCKS_MAX_BYTES: usize = 8 << 20;
+/// How long an asker for blocks is kept waiting for the next one.
+pub const BLOCKS_WAIT: Duration = Duration::from_secs(10);
+/// Time for a transaction to get into a block, and for that block to arrive.
+pub const SUBMIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time for a peer to finish a handshake or a hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);

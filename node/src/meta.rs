@@ -7,6 +7,8 @@
 //! | `index` | account, seq | a client's signed index entry, kept for its recovery |
 //! | `blobs` | name | this client's blobs |
 //! | `puts` | name, or name and segment | this client's unfinished uploads |
+//! | `ledger` | key | an entry of the ledger's state |
+//! | `blocks` | height | a block of the ledger |
 //! | `state` | name | counters, the network, known asks, this client's own log |
 //!
 //! Writes that are acknowledged to somebody are synced ([`Meta::commit`]); progress notes are not ([`Meta::note`]): they
@@ -30,11 +32,22 @@ pub enum Table {
     Index,
     Blobs,
     Puts,
+    Ledger,
+    Blocks,
     State,
 }
 
 impl Table {
-    const ALL: [Self; 6] = [Self::Shards, Self::Pending, Self::Index, Self::Blobs, Self::Puts, Self::State];
+    const ALL: [Self; 8] = [
+        Self::Shards,
+        Self::Pending,
+        Self::Index,
+        Self::Blobs,
+        Self::Puts,
+        Self::Ledger,
+        Self::Blocks,
+        Self::State,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -43,6 +56,8 @@ impl Table {
             Self::Index => "index",
             Self::Blobs => "blobs",
             Self::Puts => "puts",
+            Self::Ledger => "ledger",
+            Self::Blocks => "blocks",
             Self::State => "state",
         }
     }

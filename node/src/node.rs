@@ -9,6 +9,8 @@ use anyhow::Context;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use spare_market::ask::{ADDRESSES_MAX, Ask, AskV1};
+use spare_market::genesis::Genesis;
+use spare_market::grant::Authority;
 use spare_market::keys::SigningSecret;
 use spare_market::signed::Signed;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
@@ -16,12 +18,14 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use crate::answer::Answerer;
 use crate::asks::AskBook;
 use crate::catalog::Catalog;
+use crate::chain::Chain;
 use crate::client::Client;
 use crate::config::Config;
 use crate::discover::{Addresses, Discovery};
 use crate::frames::PROTOCOL;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
+use crate::market::{Market, Wallet};
 use crate::meta::Meta;
 use crate::peers::{Credentials, Peers};
 use crate::shards::Volume;
@@ -45,6 +49,12 @@ pub struct Node {
     pub config: Config,
     /// The client's side.
     pub client: Arc<Client>,
+    /// The ledger.
+    pub market: Arc<Market>,
+    /// Signs this node's transactions.
+    pub wallet: Arc<Wallet>,
+    /// What the market is.
+    pub genesis: Genesis,
     /// Rented-out storage, if it offers any.
     pub volume: Option<Arc<Volume>>,
     /// Bytes over the wire.
@@ -78,12 +88,15 @@ impl Node {
     pub async fn start(home: &Home, config: Config) -> anyhow::Result<Arc<Self>> {
         spare_proofs::erasure::check_processor()?;
         raise_file_limit();
-        let identity = Arc::new(home.identity()?);
+        let (identity, genesis) = home.identity_and_genesis()?;
+        let identity = Arc::new(identity);
         let lock = home.lock()?;
         let meta = Arc::new(Meta::open(&home.file("meta"))?);
         let book = Arc::new(AskBook::open(identity.network, meta.clone(), unix_now_s())?);
         let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, config.provide.size.0));
         let volume = open_volume(home, &config, &meta)?;
+        let chain = Arc::new(Chain::open(meta.clone(), genesis.clone())?);
+        let market = Arc::new(Market::start(chain, &genesis, identity.node_key()));
         let traffic = Arc::new(Traffic::default());
 
         let direct_addr = SocketAddr::new(config.node.listen_ip, config.node.direct_port);
@@ -129,12 +142,17 @@ impl Node {
             volume.clone(),
             logs,
             book.clone(),
+            Some(market.clone()),
         ));
+        let wallet = Arc::new(Wallet::new(market.clone(), client.peers.clone(), identity.node_key()));
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
             config,
             client,
+            market,
+            wallet,
+            genesis,
             volume,
             traffic,
             addresses,
@@ -149,6 +167,13 @@ impl Node {
             tokio::spawn(node.clone().repeat_ask());
         }
         tokio::spawn(node.clone().tidy());
+        if !node.market.is_here() {
+            let (market, peers) = (node.market.clone(), node.client.peers.clone());
+            tokio::spawn(crate::market::follow(market, peers, node.addresses.clone()));
+        }
+        let serial = Authority::serial(&node.identity.grant);
+        let (wallet, grant) = (node.wallet.clone(), node.identity.grant.clone());
+        tokio::spawn(async move { wallet.register(grant, serial).await });
         Ok(node)
     }
 
@@ -254,7 +279,16 @@ impl Node {
             p.ask.libp2p.into_iter().next().filter(|text| text.parse::<Multiaddr>().is_ok())
         };
         peers.extend(providers.filter_map(address).take(TICKET_PROVIDERS_MAX));
-        Ticket::V1 { network: self.identity.network, peers }
+        // Where the market was when this node joined: it may offer nothing, and then no ask says where it is.
+        let market = crate::transport::peer_id(&self.market.node).map(|peer| format!("/p2p/{peer}"));
+        let known = self.config.network.peers.iter();
+        let of_market = known.filter(|addr| market.as_ref().is_some_and(|suffix| addr.ends_with(suffix)));
+        for addr in of_market {
+            if !peers.contains(addr) {
+                peers.push(addr.clone());
+            }
+        }
+        Ticket::V1 { genesis: self.genesis.clone(), peers }
     }
 
     /// Brings index copies up to date and deletes what is no longer needed, in the background.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use libp2p_stream::Control;
 use serde::Serialize;
+use spare_market::block::Block;
 use spare_market::index::LogEnd;
 use spare_market::keys::PublicKey;
 use spare_market::placement::{Candidate, Subnet};
@@ -26,9 +27,10 @@ use crate::config::Transport;
 use crate::discover::Addresses;
 use crate::frames::{FrameError, Hello, PROTOCOL, Refusal, Request, Response, read_frame, write_frame};
 use crate::limits::{
-    ASKS_MAX, ASKS_PER_ANSWER_MAX, BULK_PIECE_BYTES, COOL_DOWN, DIAL_TIMEOUT, HELLO_TIMEOUT, LEARN_TIMEOUT,
-    RECEIPT_TIMEOUT, STALL_TIMEOUT,
+    ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, COOL_DOWN, DIAL_TIMEOUT,
+    HELLO_TIMEOUT, LEARN_TIMEOUT, RECEIPT_TIMEOUT, STALL_TIMEOUT, SUBMIT_TIMEOUT,
 };
+use crate::market::NotTaken;
 use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire, peer_id};
 use crate::unix_now_s;
 
@@ -259,7 +261,8 @@ impl Peers {
         let addrs = self.book.get(node).map(|p| p.ask.direct).unwrap_or_default();
         let direct = match self.transport {
             Transport::Stream => None,
-            Transport::Auto if addrs.is_empty() => None,
+            // Of a node that offers nothing, such as the market may be, no direct address is known.
+            Transport::Auto | Transport::Direct if addrs.is_empty() => None,
             Transport::Direct | Transport::Auto => Some(self.direct.open(node, &addrs).await),
         };
         match direct {
@@ -569,6 +572,46 @@ impl Session {
         };
         self.in_step = true;
         Ok(())
+    }
+
+    /// Blocks of the ledger from height `from` on; none when there are none yet, after a while.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn blocks(&mut self, from: u64) -> Result<Vec<Block>, PeerError> {
+        self.in_step = false;
+        in_time(write_frame(&mut self.wire.send, &Request::Blocks { from })).await?;
+        let Response::Blocks { len } = self.response_within(BLOCKS_WAIT + STALL_TIMEOUT).await? else {
+            return Err(PeerError::Protocol("another answer than blocks"));
+        };
+        if len as usize > BLOCKS_MAX_BYTES {
+            return Err(PeerError::Protocol("more blocks than an answer may have"));
+        }
+        let mut bytes = vec![0; len as usize];
+        for piece in bytes.chunks_mut(BULK_PIECE_BYTES) {
+            in_time(self.wire.recv.read_exact(piece)).await?;
+        }
+        let Response::Done = self.response().await? else {
+            return Err(PeerError::Protocol("another end than done"));
+        };
+        self.in_step = true;
+        Ok(from_bytes(&bytes, BLOCKS_MAX_BYTES).map_err(FrameError::from)?)
+    }
+
+    /// Puts a transaction on the ledger, if the peer is the market. Returns the height of its block, or why the ledger refused it.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn submit(&mut self, tx: &SignedBytes) -> Result<Result<u64, NotTaken>, PeerError> {
+        self.in_step = false;
+        in_time(write_frame(&mut self.wire.send, &Request::Submit { tx: tx.clone() })).await?;
+        let taken = match self.response_within(SUBMIT_TIMEOUT).await? {
+            Response::Taken { height } => Ok(height),
+            Response::NotTaken { code, blame, detail } => Err(NotTaken { code, blame, detail }),
+            _ => return Err(PeerError::Protocol("another answer than whether it was taken")),
+        };
+        self.in_step = true;
+        Ok(taken)
     }
 
     /// Reads entry `seq` of the account's index log at this peer.

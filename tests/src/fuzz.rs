@@ -10,6 +10,7 @@ use spare::catalog::{BlobEntry, Change};
 use spare::frames::{Hello, Request, Response, encode};
 use spare::home::{Identity, Ticket};
 use spare_market::ask::Ask;
+use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd};
 use spare_market::keys::Seed;
@@ -187,7 +188,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let members = (1..4).map(|i| Member { root: Root::from_bytes([i; 32]), bytes: 10 }).collect();
     let set = SumTree::new(members).expect("ascending members are a set");
     let sum_proof = (set.sum(), 15u64, set.prove(15).expect("the position exists"));
-    let ticket = Ticket::V1 { network: NETWORK, peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
+    let genesis =
+        GenesisV1 { market: identity.account, started_s: 1, period_s: 2, fee_bps: 3, salt: [4; 32] };
+    let ticket =
+        Ticket::V1 { genesis: Genesis::V1(genesis), peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
     vec![
         body(encode(&Hello::V1 { network: NETWORK, grant: Some(identity.grant.clone()) })),
         body(encode(&Request::Read { root, start: 0, end: 300, nonce: [4; 16] })),

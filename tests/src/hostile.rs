@@ -64,8 +64,8 @@ pub struct HostileProvider {
 /// # Panics
 /// When it is no ticket.
 pub fn open_ticket(ticket: &str) -> (NetworkId, Vec<libp2p::Multiaddr>) {
-    let Ticket::V1 { network, peers } = ticket.parse().expect("a ticket");
-    (network, peers.iter().map(|p| p.parse().expect("tickets hold multiaddrs")).collect())
+    let Ticket::V1 { genesis, peers } = ticket.parse().expect("a ticket");
+    (genesis.network(), peers.iter().map(|p| p.parse().expect("tickets hold multiaddrs")).collect())
 }
 
 /// A fresh account and node key for `network`.
@@ -106,6 +106,7 @@ impl HostileProvider {
             Some(volume),
             logs,
             book.clone(),
+            None,
         );
         let direct = endpoint(&identity, subnet);
         let addr = direct.local_addr().expect("bound");

@@ -116,7 +116,7 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
         };
         let unauthorized = (401, "unauthorized".to_owned());
-        for path in ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a"] {
+        for path in ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a", "balance", "market"] {
             assert_eq!(code(http.get(format!("{url}/{path}"))).await, unauthorized, "{path} without a token");
             assert_eq!(
                 code(http.get(format!("{url}/{path}")).bearer_auth("wrong")).await,
@@ -131,7 +131,19 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
         let document: Value =
             http.get(format!("{url}/openapi.json")).send().await.unwrap().json().await.unwrap();
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
-        let routes = ["asks", "blobs", "blobs/{name}", "recover", "stat/{name}", "status", "transfers"];
+        let routes = [
+            "asks",
+            "balance",
+            "blobs",
+            "blobs/{name}",
+            "market",
+            "market/blocks",
+            "market/fund",
+            "recover",
+            "stat/{name}",
+            "status",
+            "transfers",
+        ];
         assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
     });
     std::fs::write(net.client.home.join("api.token"), "wrong").unwrap();

@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
-use spare_market::keys::Seed;
-use spare_market::signed::NetworkId;
+use spare_market::genesis::{Genesis, GenesisV1};
+use spare_market::keys::{Seed, SigningSecret};
 use spare_proofs::cipher::Secret;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
@@ -55,6 +55,17 @@ fn config_text(args: &InitArgs, peers: &[String], operator: &str) -> anyhow::Res
     Ok(format!("# `spare config show --origin` lists all settings.\n\n{}", toml::to_string(&table)?))
 }
 
+/// A new market, whose key is that of the node being set up.
+fn found(args: &InitArgs, node_secret: &Secret) -> Genesis {
+    Genesis::V1(GenesisV1 {
+        market: SigningSecret::from_secret(node_secret).public(),
+        started_s: unix_now_s(),
+        period_s: args.period_s,
+        fee_bps: args.fee_bps,
+        salt: rand::random(),
+    })
+}
+
 pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
     if context.home.file("identity.toml").exists() {
         return Err(HomeError::Exists(context.home.path().to_owned()).into());
@@ -63,15 +74,17 @@ pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
         Some(file) => read_seed(file)?,
         None => Seed::from_entropy(rand::random()),
     };
-    let (network, peers) = match &args.join {
-        Some(Ticket::V1 { network, peers }) => (*network, peers.clone()),
-        None => (NetworkId(rand::random()), Vec::new()),
+    let node_secret = Secret::new(rand::random());
+    let (genesis, peers) = match &args.join {
+        Some(Ticket::V1 { genesis, peers }) => (genesis.clone(), peers.clone()),
+        None => (found(&args, &node_secret), Vec::new()),
     };
-    let identity = Identity::new(&seed, network, Secret::new(rand::random()), unix_now_s());
+    genesis.check()?;
+    let identity = Identity::new(&seed, genesis.network(), node_secret, unix_now_s());
     // An operator who gives no name is known by the account.
     let operator = identity.account.to_string()[..12].to_owned();
     let config = config_text(&args, &peers, &operator)?;
-    context.home.create(&seed, &identity, &config, &crate::home::new_token())?;
+    context.home.create(&seed, &identity, &genesis, &config, &crate::home::new_token())?;
     let seed_file = context.home.file("seed.txt");
     let result = serde_json::json!({
         "home": context.home.path(),

@@ -14,6 +14,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use libp2p::identity::Keypair;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use spare_market::amount::{Amount, ReadPrice, SUPPLY_MAX, StoragePrice};
+use spare_market::block::{BLOCK_TXS_MAX, Ledger};
+use spare_market::deal::{Terms, TermsV1};
+use spare_market::genesis::{Genesis, GenesisV1};
+use spare_market::grant::{Grant, Scope};
+use spare_market::keys::SigningSecret;
+use spare_market::signed::{Signed, SignedBytes};
+use spare_market::tx::{Action, Tx};
+use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::cipher::{Secret, SegmentKey};
 use spare_proofs::erasure::Erasure;
 use spare_proofs::geometry::{CELL_BYTES, Geometry, RECORD_PLAINTEXT_BYTES, TAG_BYTES};
@@ -37,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         "All figures are from one run on this machine; MiB/s. 'bound' is the slower of raw quinn and write+fsync.\n"
     );
     library_speeds();
+    ledger_speeds()?;
     let raw = raw_quinn()?;
     for (k, parity) in [(4, 2), (10, 20)] {
         transfers(k, parity, "direct", raw)?;
@@ -257,6 +267,113 @@ fn report(
         blob_mib / took.as_secs_f64(),
         wire / bound,
     );
+}
+
+// The ledger.
+
+const DEALS: usize = 50;
+const VOUCHERS_PER_DEAL: usize = 100;
+
+/// How fast the rules run beside the bare checks of the signatures that they contain, and what a deal costs the ledger.
+fn ledger_speeds() -> anyhow::Result<()> {
+    let key =
+        |tag: u64| SigningSecret::from_secret(&Secret::new(*blake3::hash(&tag.to_le_bytes()).as_bytes()));
+    let (market, client, provider) = (key(0), key(1), key(2));
+    let genesis = Genesis::V1(GenesisV1 {
+        market: market.public(),
+        started_s: 0,
+        period_s: 3600,
+        fee_bps: 300,
+        salt: [0; 32],
+    });
+    let mut ledger = Ledger::new(genesis)?;
+    let network = ledger.network();
+    let mut numbers = [0; 3];
+    let mut tx = |by: usize, action| {
+        numbers[by] += 1;
+        let signer = [&market, &client, &provider][by];
+        Signed::new(Tx::V1 { number: numbers[by], action }, network, signer).raw().clone()
+    };
+    let grant = |to: &SigningSecret| {
+        let scopes = vec![Scope::Provide, Scope::Spend];
+        let grant = Grant::V1 {
+            delegate: to.public(),
+            scopes,
+            spend_cap: SUPPLY_MAX,
+            serial: 1,
+            expires_s: u64::MAX,
+        };
+        Signed::new(grant, network, to).raw().clone()
+    };
+    let mut first: Vec<SignedBytes> = [&market, &client, &provider]
+        .into_iter()
+        .enumerate()
+        .map(|(i, who)| tx(i, Action::Register { grant: grant(who) }))
+        .collect();
+    first.push(tx(0, Action::Fund { account: client.public(), amount: Amount(1 << 60) }));
+    let terms = |i: usize| {
+        Terms::V1(TermsV1 {
+            client: client.public(),
+            provider: provider.public(),
+            node: provider.public(),
+            price: StoragePrice(1000),
+            read_price: ReadPrice(0),
+            collateral: Amount(0),
+            expires_s: 500,
+            salt: [i as u8; 16],
+        })
+    };
+    let open = |i: usize| Action::Open {
+        terms: Signed::new(terms(i), network, &provider).raw().clone(),
+        escrow: Amount(1 << 50),
+    };
+    first.extend((0..DEALS).map(|i| tx(1, open(i))));
+    let voucher = |deal: usize, total: usize| {
+        let (deal, total) = (terms(deal).deal_id(), Amount(total as u128));
+        let voucher = Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: 0, read_bytes: 0, total });
+        Signed::new(voucher, network, &client).raw().clone()
+    };
+    let redeems: Vec<SignedBytes> = (1..=VOUCHERS_PER_DEAL)
+        .flat_map(|total| (0..DEALS).map(move |deal| (deal, total)))
+        .map(|(deal, total)| tx(2, Action::Redeem { voucher: voucher(deal, total) }))
+        .collect();
+    let mut follower = ledger.clone();
+    let opened = ledger.make_block(100, first.clone(), &market)?;
+    ensure!(opened.outcomes.iter().all(Result::is_ok), "all deals open");
+    follower.accept(&opened.block)?;
+
+    let bare = Instant::now();
+    for redeem in &redeems {
+        // A redeeming transaction holds two signatures: its own, and the voucher's.
+        redeem.clone().check::<Tx>(network)?;
+        redeem.clone().check::<Tx>(network)?;
+    }
+    let bare = bare.elapsed();
+    let (mut made_in, mut replayed_in, mut bytes) = (Duration::ZERO, Duration::ZERO, 0);
+    for txs in redeems.chunks(BLOCK_TXS_MAX) {
+        let started = Instant::now();
+        let made = ledger.make_block(4000, txs.to_vec(), &market)?;
+        made_in += started.elapsed();
+        ensure!(made.outcomes.iter().all(Result::is_ok), "all vouchers are paid");
+        bytes += spare_proofs::encode::to_bytes(&made.block).len();
+        let started = Instant::now();
+        follower.accept(&made.block)?;
+        replayed_in += started.elapsed();
+    }
+    let per_s = |took: Duration| redeems.len() as f64 / took.as_secs_f64();
+    println!(
+        "ledger, vouchers redeemed a second   {:>8.0}  bare checks of the same signatures {:>8.0}  ratio {:.2}",
+        per_s(made_in),
+        per_s(bare),
+        bare.as_secs_f64() / made_in.as_secs_f64()
+    );
+    println!("  replayed by a follower             {:>8.0}", per_s(replayed_in));
+    let open_bytes = spare_proofs::encode::to_bytes(&first[4]).len();
+    println!(
+        "  bytes on the ledger: opening a deal {open_bytes}, redeeming a voucher {}; a deal redeemed once a month costs the latter\n",
+        bytes / redeems.len()
+    );
+    Ok(())
 }
 
 // Libraries.

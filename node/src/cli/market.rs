@@ -1,0 +1,104 @@
+//! `balance` and `market`: money, and the ledger that keeps it.
+
+use anyhow::Context as _;
+use reqwest::Method;
+use spare_market::block::{Block, Ledger};
+use spare_proofs::encode::from_bytes;
+
+use super::http::Reported;
+use super::show::{count, ticket};
+use super::{Context, MarketCommand};
+use crate::api::{Balance, Funding, MarketReport};
+use crate::limits::BLOCKS_MAX_BYTES;
+
+pub(super) async fn balance(context: &Context) -> anyhow::Result<()> {
+    let balance: Balance = context.api()?.json(Method::GET, &["balance"]).await?;
+    context.print(&balance, write_balance)
+}
+
+fn write_balance(balance: &Balance, out: &mut String) {
+    line!(out, "account {}, in credits", balance.account);
+    line!(out, "  free    {}", balance.free);
+    line!(out, "  locked  {}  (in deals, as payment for storage to come or as collateral)", balance.locked);
+    line!(out, "  earned  {}", balance.earned);
+    line!(out, "  spent   {}", balance.spent);
+}
+
+pub(super) async fn run(context: &Context, command: MarketCommand) -> anyhow::Result<()> {
+    match command {
+        MarketCommand::Report => report(context).await,
+        MarketCommand::Fund { account, amount } => {
+            let api = context.api()?;
+            let funding = Funding { account: account.to_string(), amount: amount.to_string() };
+            let request = api.request(Method::POST, &["market", "fund"]).json(&funding);
+            let balance: Balance = api.send(request).await?.json().await?;
+            context.print(&balance, write_balance)
+        }
+        MarketCommand::Verify => verify(context).await,
+        MarketCommand::Ticket => ticket(context).await,
+    }
+}
+
+async fn report(context: &Context) -> anyhow::Result<()> {
+    let report: MarketReport = context.api()?.json(Method::GET, &["market"]).await?;
+    context.print(&report, |r, out| {
+        let here = if r.is_here { "this node" } else { r.market.as_str() };
+        line!(out, "market at {here}, block {}, period {} of {} s", r.height, r.period, r.period_s);
+        line!(
+            out,
+            "  {}, {}, {}",
+            count(r.accounts as u64, "account"),
+            count(r.nodes as u64, "node"),
+            count(r.deals as u64, "open deal")
+        );
+        line!(out, "  issued   {} credits", r.issued);
+        line!(
+            out,
+            "  paid     {} credits to providers, of which fees {} ({}%)",
+            r.paid,
+            r.fees,
+            f64::from(r.fee_bps) / 100.0
+        );
+        line!(out, "  rewards  {} credits, beside the fees that would have to cover them", r.rewards);
+        line!(out, "  root     {}", r.state_root);
+    })
+}
+
+/// Fetches every block from the node and replays it here. What the node says of itself plays no part but in the comparison at the end.
+async fn verify(context: &Context) -> anyhow::Result<()> {
+    let api = context.api()?;
+    let (_, genesis) = context.home.identity_and_genesis()?;
+    let mut ledger = Ledger::new(genesis)?;
+    let report: MarketReport = api.json(Method::GET, &["market"]).await?;
+    let mut txs = 0;
+    while ledger.tip().height < report.height {
+        let from = ledger.tip().height + 1;
+        let request = api.request(Method::GET, &["market", "blocks"]).query(&[("from", from)]);
+        let bytes = api.send(request).await?.bytes().await?;
+        let blocks: Vec<Block> = from_bytes(&bytes, BLOCKS_MAX_BYTES).context("the node sent no blocks")?;
+        anyhow::ensure!(!blocks.is_empty(), "the node has no block {from}");
+        // The node may have gone on since it reported.
+        let wanted = (report.height - ledger.tip().height) as usize;
+        for block in blocks.into_iter().take(wanted) {
+            txs += block.txs.len();
+            ledger.accept(&block)?;
+        }
+    }
+    ledger.state().check_all()?;
+    let root = blake3::Hash::from_bytes(ledger.state_root()).to_hex().to_string();
+    if root != report.state_root {
+        let message = format!("replaying leads to root {root}, the node has {}", report.state_root);
+        return Err(Reported { code: "other_root".into(), message }.into());
+    }
+    let result =
+        serde_json::json!({"height": report.height, "transactions": txs, "state_root": root, "holds": true});
+    context.print(&result, |_, out| {
+        line!(
+            out,
+            "{} with {} replayed: every signature and every rule holds,",
+            count(report.height, "block"),
+            count(txs as u64, "transaction")
+        );
+        line!(out, "no money was made or lost, and the state root is the node's, {root}");
+    })
+}

@@ -1,0 +1,284 @@
+//! The market at this node.
+//!
+//! **Participants.** The *market* is one node, named in the genesis: its sequencer puts transactions in order, makes blocks and signs them.
+//! Every other node *follows*: it fetches blocks from the market, or from any peer that has them, and replays each one itself. A *wallet* numbers
+//! and signs what this node has to say to the ledger, and waits until the block that holds it has arrived here.
+//!
+//! ```text
+//! wallet -> Submit -> sequencer -> block -> one synced write -> answer
+//!                                   `-> Blocks -> follower -> replay -> one synced write
+//! ```
+//!
+//! **Non-goals.** Several markets that agree on one order. The market can leave transactions out, or stop; it cannot break a rule without every
+//! follower noticing at that block.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spare_market::block::{BLOCK_TXS_MAX, Ledger};
+use spare_market::genesis::Genesis;
+use spare_market::keys::{PublicKey, SigningSecret};
+use spare_market::signed::{Signed, SignedBytes};
+use spare_market::tx::{Action, Blame, Refused, Tx};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use crate::chain::{Chain, ChainError};
+use crate::discover::Addresses;
+use crate::limits::{SUBMISSIONS_MAX, SUBMIT_TIMEOUT};
+use crate::peers::{PeerError, Peers};
+use crate::unix_now_s;
+
+/// Pause of a follower that got nothing.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
+/// Tries of a transaction whose number another one of this node took.
+const TRIES_MAX: usize = 3;
+
+/// A transaction refused by the ledger, as it is told to whoever submitted it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the ledger refused ({code}): {detail}")]
+pub struct NotTaken {
+    /// Stable, for programs.
+    pub code: String,
+    /// Who has to change something.
+    pub blame: Blame,
+    /// For people.
+    pub detail: String,
+}
+
+impl From<Refused> for NotTaken {
+    fn from(refused: Refused) -> Self {
+        Self { code: refused.code().to_owned(), blame: refused.blame(), detail: refused.to_string() }
+    }
+}
+
+/// Why a transaction was not taken, or is not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The ledger refused it.
+    #[error(transparent)]
+    NotTaken(#[from] NotTaken),
+    /// The market could not be reached.
+    #[error("the market cannot be reached: {0}")]
+    Peer(#[from] PeerError),
+    /// This node is not the market.
+    #[error("this node is not the market, {0} is")]
+    NotTheMarket(PublicKey),
+    /// The market has too much to do, or stops.
+    #[error("the market is busy; try again")]
+    Busy,
+    /// The transaction was taken, but its block has not arrived here.
+    #[error("the transaction is in block {height}, which has not arrived here yet")]
+    Slow {
+        /// The block's height.
+        height: u64,
+    },
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+}
+
+/// A transaction on its way to a block.
+struct Submission {
+    tx: SignedBytes,
+    answer: oneshot::Sender<Result<u64, NotTaken>>,
+}
+
+/// The ledger, and where transactions go.
+pub struct Market {
+    /// The ledger.
+    pub chain: Arc<Chain>,
+    /// The market's node.
+    pub node: PublicKey,
+    /// To the sequencer, if it is at this node.
+    submissions: Option<mpsc::Sender<Submission>>,
+}
+
+impl Market {
+    /// The market of `genesis`, whose ledger is `chain`. If its key is `node_key`, this starts the sequencer.
+    pub fn start(chain: Arc<Chain>, genesis: &Genesis, node_key: SigningSecret) -> Self {
+        let node = genesis.v1().market;
+        let submissions = (node == node_key.public()).then(|| {
+            let (sender, receiver) = mpsc::channel(SUBMISSIONS_MAX);
+            tokio::spawn(sequence(chain.clone(), genesis.clone(), node_key, receiver));
+            sender
+        });
+        Self { chain, node, submissions }
+    }
+
+    /// Whether the sequencer is at this node.
+    pub fn is_here(&self) -> bool {
+        self.submissions.is_some()
+    }
+
+    /// Puts a transaction into a block. Returns the block's height once it is durable.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; `NotTheMarket` at any other node.
+    pub async fn submit(&self, tx: SignedBytes) -> Result<u64, SubmitError> {
+        let sender = self.submissions.as_ref().ok_or(SubmitError::NotTheMarket(self.node))?;
+        let (answer, answered) = oneshot::channel();
+        sender.try_send(Submission { tx, answer }).map_err(|_| SubmitError::Busy)?;
+        Ok(answered.await.map_err(|_| SubmitError::Busy)??)
+    }
+}
+
+/// Makes blocks: of what was submitted, as soon as something is, and at least one in each period.
+async fn sequence(
+    chain: Arc<Chain>,
+    genesis: Genesis,
+    key: SigningSecret,
+    mut submissions: mpsc::Receiver<Submission>,
+) {
+    let key = Arc::new(key);
+    loop {
+        let mut batch = Vec::new();
+        tokio::select! {
+            taken = submissions.recv_many(&mut batch, BLOCK_TXS_MAX) => if taken == 0 { return },
+            () = sleep(until_next_period(&chain, &genesis)) => {}
+        }
+        let (txs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|s| (s.tx, s.answer)).unzip();
+        let (at, by) = (chain.clone(), key.clone());
+        let made = tokio::task::spawn_blocking(move || at.make(unix_now_s(), txs, &by));
+        match made.await.expect("making a block does not panic") {
+            Ok(outcomes) => {
+                let height = *chain.height().borrow();
+                for (answer, outcome) in answers.into_iter().zip(outcomes) {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(outcome.map(|_| height).map_err(NotTaken::from));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "no further blocks are made");
+                return;
+            }
+        }
+    }
+}
+
+/// Time until a block is due even if nothing is submitted: the start of the first period that has none.
+fn until_next_period(chain: &Chain, genesis: &Genesis) -> Duration {
+    let v1 = genesis.v1();
+    let next = match chain.view(Ledger::tip) {
+        Ok(tip) if tip.height > 0 => genesis.period_at(tip.time_s) + 1,
+        _ => genesis.period_at(unix_now_s()),
+    };
+    let starts_s = v1.started_s.saturating_add(next.saturating_mul(v1.period_s.into()));
+    Duration::from_secs(starts_s.saturating_sub(unix_now_s()))
+}
+
+/// Fetches blocks and replays them, for as long as the node runs.
+pub async fn follow(market: Arc<Market>, peers: Arc<Peers>, addresses: Arc<Addresses>) {
+    loop {
+        let from = *market.chain.height().borrow() + 1;
+        let blocks = match fetch(&market.node, &peers, &addresses, from).await {
+            Some(blocks) => blocks,
+            None => {
+                sleep(FOLLOW_PAUSE).await;
+                continue;
+            }
+        };
+        for block in blocks {
+            let chain = market.chain.clone();
+            let taken = tokio::task::spawn_blocking(move || chain.accept(&block));
+            if let Err(error) = taken.await.expect("replaying a block does not panic") {
+                tracing::error!(%error, from, "a block of the market is not taken");
+                sleep(10 * FOLLOW_PAUSE).await;
+                break;
+            }
+        }
+    }
+}
+
+/// Blocks from height `from` on: the market's, or if it does not answer, those of another peer.
+async fn fetch(
+    market: &PublicKey,
+    peers: &Peers,
+    addresses: &Addresses,
+    from: u64,
+) -> Option<Vec<spare_market::block::Block>> {
+    let others = addresses.connected().into_iter().filter(|node| node != market);
+    for node in std::iter::once(*market).chain(others) {
+        match peers.with_session(&node, async |session| session.blocks(from).await).await {
+            Ok(blocks) => return Some(blocks),
+            Err(error) => tracing::debug!(%node, %error, "a peer gave no blocks"),
+        }
+    }
+    None
+}
+
+/// Signs and submits this node's transactions, one after another.
+pub struct Wallet {
+    market: Arc<Market>,
+    peers: Arc<Peers>,
+    node_key: SigningSecret,
+    one_at_a_time: tokio::sync::Mutex<()>,
+}
+
+impl Wallet {
+    /// The wallet of the node with `node_key`.
+    pub fn new(market: Arc<Market>, peers: Arc<Peers>, node_key: SigningSecret) -> Self {
+        Self { market, peers, node_key, one_at_a_time: tokio::sync::Mutex::default() }
+    }
+
+    /// Has the ledger do `action`, and waits until its block has arrived here.
+    ///
+    /// # Errors
+    /// [`SubmitError`]. After `Peer` or `Slow` the transaction may have been taken all the same.
+    pub async fn send(&self, action: Action) -> Result<u64, SubmitError> {
+        let _one_at_a_time = self.one_at_a_time.lock().await;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let sent = self.submit(action.clone()).await;
+            match sent {
+                // The ledger here lags behind the market's; it will have caught up in a moment.
+                Err(SubmitError::NotTaken(refused))
+                    if refused.code == "wrong_number" && tries < TRIES_MAX =>
+                {
+                    sleep(FOLLOW_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+                Ok(height) => {
+                    let mut arrived = self.market.chain.height();
+                    let arrives = timeout(SUBMIT_TIMEOUT, arrived.wait_for(|newest| *newest >= height)).await;
+                    return arrives.is_ok().then_some(height).ok_or(SubmitError::Slow { height });
+                }
+            }
+        }
+    }
+
+    async fn submit(&self, action: Action) -> Result<u64, SubmitError> {
+        let last = |l: &Ledger| l.state().delegate(&self.node_key.public()).map_or(0, |d| d.number);
+        let number = self.market.chain.view(last)? + 1;
+        let tx = Signed::new(Tx::V1 { number, action }, self.peers.network(), &self.node_key).raw().clone();
+        if self.market.is_here() {
+            return self.market.submit(tx).await;
+        }
+        let node = self.market.node;
+        Ok(self.peers.with_session(&node, async |session| session.submit(&tx).await).await??)
+    }
+
+    /// Registers this node under its account, as often as it takes, unless the ledger knows this grant or a newer one.
+    pub async fn register(&self, grant: SignedBytes, serial: u64) {
+        loop {
+            let node = self.node_key.public();
+            match self.market.chain.view(|l| l.state().delegate(&node).map(|d| d.serial)) {
+                Ok(Some(known)) if known >= serial => return,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+            match self.send(Action::Register { grant: grant.clone() }).await {
+                Ok(height) => tracing::info!(height, "this node is registered on the ledger"),
+                Err(SubmitError::NotTaken(refused)) if refused.code != "wrong_number" => {
+                    tracing::error!(%refused, "this node cannot be registered on the ledger");
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "this node is not registered on the ledger yet");
+                    sleep(FOLLOW_PAUSE).await;
+                }
+            }
+        }
+    }
+}
