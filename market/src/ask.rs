@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::amount::{PRICE_MAX, ReadPrice, StoragePrice};
 use crate::signed::{Signable, SignedBytes};
 
 /// Longest operator name, in bytes.
 pub const OPERATOR_MAX_BYTES: usize = 64;
+/// Longest name of a region, in bytes.
+pub const REGION_MAX_BYTES: usize = 32;
 /// Most addresses of each kind in an ask.
 pub const ADDRESSES_MAX: usize = 8;
 /// Longest libp2p address in an ask, in bytes of text.
@@ -37,6 +40,12 @@ pub struct AskV1 {
     pub offered_bytes: u64,
     /// Bytes still free.
     pub free_bytes: u64,
+    /// Price of storage.
+    pub price: StoragePrice,
+    /// Price of reading.
+    pub read_price: ReadPrice,
+    /// Where the node is, in the operator's own words; may be empty.
+    pub region: String,
     /// Unix time in seconds of signing. A newer ask replaces an older one.
     pub made_s: u64,
     /// Unix time in seconds until which the ask holds.
@@ -72,8 +81,11 @@ impl AskV1 {
         if !in_time {
             return Err(AskError::NotNow);
         }
-        let printable = self.operator.chars().all(|c| !c.is_control());
+        let printable = [&self.operator, &self.region].iter().all(|text| !text.chars().any(char::is_control));
         let bounded = self.operator.len() <= OPERATOR_MAX_BYTES
+            && self.region.len() <= REGION_MAX_BYTES
+            && self.price.0 <= PRICE_MAX
+            && self.read_price.0 <= PRICE_MAX
             && self.direct.len() <= ADDRESSES_MAX
             && self.libp2p.len() <= ADDRESSES_MAX
             && self

@@ -138,8 +138,8 @@ pub type Changes = Vec<(Key, Option<Entry>)>;
 /// A block that was made.
 #[derive(Debug)]
 pub struct Made {
-    /// The block.
-    pub block: Block,
+    /// The block; none when nothing was taken and none is due.
+    pub block: Option<Block>,
     /// What became of each transaction submitted, in order.
     pub outcomes: Vec<Outcome>,
     /// What changed.
@@ -224,7 +224,8 @@ impl Ledger {
         self.genesis.period_at(self.tip.time_s)
     }
 
-    /// Makes the next block of `submitted` transactions at unix time `now_s`. Those that are refused are left out.
+    /// Makes the next block of `submitted` transactions at unix time `now_s`. Those that are refused are left out. Without any, a block is made
+    /// only if it is the first, or the first of its period: refused transactions leave no trace.
     ///
     /// # Errors
     /// [`NotConserved`]: a bug in the rules. Nothing has changed then.
@@ -246,6 +247,11 @@ impl Ledger {
             }
             outcomes.push(outcome);
         }
+        let is_due = self.tip.height == 0 || context.period > self.period();
+        if txs.is_empty() && !is_due {
+            self.state.undo();
+            return Ok(Made { block: None, outcomes, changes: Vec::new() });
+        }
         if let Err(error) = self.state.check_changes() {
             self.state.undo();
             return Err(error);
@@ -259,7 +265,7 @@ impl Ledger {
         };
         let header = Signed::new(header, self.network, market_key).raw().clone();
         self.tip = Tip { height, time_s, hash: header_hash(&header) };
-        Ok(Made { block: Block { header, txs }, outcomes, changes: self.state.take_changes() })
+        Ok(Made { block: Some(Block { header, txs }), outcomes, changes: self.state.take_changes() })
     }
 
     /// Takes the next block of somebody else's, replaying it.

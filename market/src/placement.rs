@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::amount::StoragePrice;
 use crate::keys::PublicKey;
 
 /// The network part of an address, which neighbours share.
@@ -48,13 +49,27 @@ pub struct Candidate {
     pub free_bytes: u64,
     /// How well it has answered, from 1 (newly failed) to 100 (no failure known).
     pub record: u8,
+    /// Its price of storage.
+    pub price: StoragePrice,
+}
+
+/// What is to be placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// Providers needed.
+    pub providers: usize,
+    /// Length of the shard that each gets.
+    pub shard_bytes: u64,
+    /// Highest price of storage that is paid.
+    pub price_max: StoragePrice,
 }
 
 /// There are not enough providers in distinct failure domains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{needed} providers in distinct failure domains are needed, {found} were found \
-     ({known} known, {full} without room for {shard_bytes} bytes, {shared} sharing an operator or network)"
+     ({known} known, {full} without room for {shard_bytes} bytes, {expensive} above the highest price, \
+     {shared} sharing an operator or network)"
 )]
 pub struct TooFewProviders {
     /// Providers needed.
@@ -65,15 +80,18 @@ pub struct TooFewProviders {
     pub known: usize,
     /// Candidates without room.
     pub full: usize,
+    /// Candidates with room that ask too much.
+    pub expensive: usize,
     /// Candidates left out since a chosen one shares their operator or network.
     pub shared: usize,
     /// Length of the shard to place.
     pub shard_bytes: u64,
 }
 
-/// Chooses `needed` providers for shards of `shard_bytes`, beside those in `taken`, by a weighted draw from `seed`.
+/// Chooses providers for `wish`, beside those in `taken`, by a weighted draw from `seed`.
 ///
-/// A candidate's weight is its free room, up to 2^20 shards of this length, times its record. Candidates are drawn one
+/// A candidate's weight is its free room, up to 2^20 shards of this length, times its record, times how its price compares with the
+/// lowest: half the weight at twice the price, down to a hundredth. Candidates are drawn one
 /// by one; each drawn one is an edge between its operator and its network, and the choice is a matching of these
 /// edges, grown by augmenting paths (Kuhn 1955). So a choice is found whenever one exists.
 ///
@@ -82,15 +100,22 @@ pub struct TooFewProviders {
 pub fn choose(
     candidates: &[Candidate],
     taken: &[Candidate],
-    needed: usize,
-    shard_bytes: u64,
+    wish: &Wish,
     seed: &[u8; 32],
 ) -> Result<Vec<Candidate>, TooFewProviders> {
-    let weight = |c: &Candidate| {
-        u128::from((c.free_bytes / shard_bytes.max(1)).clamp(1, 1 << 20)) * u128::from(c.record.max(1))
-    };
+    let Wish { providers: needed, shard_bytes, price_max } = *wish;
     let mut open: Vec<&Candidate> = candidates.iter().filter(|c| c.free_bytes >= shard_bytes).collect();
     let full = candidates.len() - open.len();
+    open.retain(|c| c.price <= price_max);
+    let expensive = candidates.len() - full - open.len();
+    let lowest = open.iter().map(|c| c.price.0).min().unwrap_or(0);
+    let weight = |c: &Candidate| {
+        let shards = (c.free_bytes / shard_bytes.max(1)).clamp(1, 1 << 20);
+        // Beside something free, what costs anything counts as a hundred times as dear.
+        let cheapness =
+            (u128::from(lowest) * 100).checked_div(c.price.0.into()).map_or(100, |c| c.clamp(1, 100));
+        u128::from(shards) * u128::from(c.record.max(1)) * cheapness
+    };
     open.retain(|c| !taken.iter().any(|t| t.operator == c.operator || t.subnet == c.subnet));
     open.sort_by_key(|c| c.node);
     let mut total: u128 = open.iter().map(|c| weight(c)).sum();
@@ -104,7 +129,8 @@ pub fn choose(
                 found,
                 known,
                 full,
-                shared: known - full - found,
+                expensive,
+                shared: known - full - expensive - found,
                 shard_bytes,
             });
         }
@@ -127,6 +153,45 @@ pub fn choose(
     // Shard 0 must not always fall to the lowest network: data shards are read more than parity.
     chosen.sort_by_key(|c| *blake3::keyed_hash(seed, &c.node.to_bytes()).as_bytes());
     Ok(chosen)
+}
+
+/// Why a candidate was not chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Passed {
+    /// It has no room for the shard.
+    Full,
+    /// It asks more than is paid.
+    Expensive,
+    /// It failed lately, and weighs little.
+    Failing,
+    /// Its operator has one of the chosen providers.
+    SameOperator(PublicKey),
+    /// One of the chosen providers is in its network.
+    SameNetwork(PublicKey),
+    /// It could have been chosen; others were drawn.
+    NotDrawn,
+}
+
+/// Why `candidate` is not among `chosen`, or `None` if it is.
+pub fn why_passed(candidate: &Candidate, chosen: &[Candidate], wish: &Wish) -> Option<Passed> {
+    if chosen.iter().any(|c| c.node == candidate.node) {
+        return None;
+    }
+    let shares =
+        |same: fn(&Candidate, &Candidate) -> bool| chosen.iter().find(|c| same(c, candidate)).map(|c| c.node);
+    Some(if candidate.free_bytes < wish.shard_bytes {
+        Passed::Full
+    } else if candidate.price > wish.price_max {
+        Passed::Expensive
+    } else if let Some(node) = shares(|a, b| a.operator == b.operator) {
+        Passed::SameOperator(node)
+    } else if let Some(node) = shares(|a, b| a.subnet == b.subnet) {
+        Passed::SameNetwork(node)
+    } else if candidate.record < 100 {
+        Passed::Failing
+    } else {
+        Passed::NotDrawn
+    })
 }
 
 /// A largest set of drawn candidates in which no operator and no network occurs twice.
@@ -231,7 +296,52 @@ mod tests {
             subnet: Subnet::V4([127, 0, subnet]),
             free_bytes,
             record: 100,
+            price: StoragePrice(10),
         }
+    }
+
+    fn wish(providers: usize, shard_bytes: u64) -> Wish {
+        Wish { providers, shard_bytes, price_max: StoragePrice(u64::MAX) }
+    }
+
+    #[test]
+    fn prices_weigh_and_have_a_limit() {
+        let mut all = vec![candidate(1, "a", 1, 100), candidate(2, "b", 2, 100)];
+        all[1].price = StoragePrice(30);
+        let cheap = (0..1000u16).filter(|i| {
+            let seed = *blake3::hash(&i.to_le_bytes()).as_bytes();
+            choose(&all, &[], &wish(1, 1), &seed).unwrap()[0] == all[0]
+        });
+        assert!((700..800).contains(&cheap.count()), "three times the price has a third of the weight");
+        let limited = Wish { price_max: StoragePrice(29), ..wish(2, 1) };
+        let error = choose(&all, &[], &limited, &[0; 32]).unwrap_err();
+        assert_eq!((error.found, error.expensive, error.shared), (1, 1, 0));
+    }
+
+    #[test]
+    fn everyone_passed_over_is_told_why() {
+        let all = [
+            candidate(1, "ann", 1, 9),
+            candidate(2, "ann", 2, 9),
+            candidate(3, "bob", 1, 9),
+            candidate(4, "cy", 4, 3),
+            Candidate { price: StoragePrice(99), ..candidate(5, "di", 5, 9) },
+            Candidate { record: 50, ..candidate(6, "eve", 6, 9) },
+            candidate(7, "flo", 7, 9),
+        ];
+        let wish = Wish { price_max: StoragePrice(50), ..wish(1, 5) };
+        let why: Vec<_> = all.iter().map(|c| why_passed(c, &all[..1], &wish)).collect();
+        let first = all[0].node;
+        let expected = [
+            None,
+            Some(Passed::SameOperator(first)),
+            Some(Passed::SameNetwork(first)),
+            Some(Passed::Full),
+            Some(Passed::Expensive),
+            Some(Passed::Failing),
+            Some(Passed::NotDrawn),
+        ];
+        assert_eq!(why, expected);
     }
 
     #[test]
@@ -243,12 +353,12 @@ mod tests {
             candidate(4, "cy", 4, 3),
         ];
         for seed in 0..50 {
-            let chosen = choose(&all, &[], 2, 5, &[seed; 32]).unwrap();
+            let chosen = choose(&all, &[], &wish(2, 5), &[seed; 32]).unwrap();
             let operators: HashSet<_> = chosen.iter().map(|c| &c.operator).collect();
             let subnets: HashSet<_> = chosen.iter().map(|c| c.subnet).collect();
             assert_eq!((operators.len(), subnets.len()), (2, 2));
         }
-        let error = choose(&all, &all[..1], 2, 5, &[0; 32]).unwrap_err();
+        let error = choose(&all, &all[..1], &wish(2, 5), &[0; 32]).unwrap_err();
         assert_eq!((error.needed, error.found, error.full), (2, 1, 1));
     }
 
@@ -259,7 +369,7 @@ mod tests {
             (0..1000u16)
                 .filter(|i| {
                     let seed = *blake3::hash(&i.to_le_bytes()).as_bytes();
-                    choose(all, &[], 1, 1, &seed).unwrap()[0].node == PublicKey::Ed25519([2; 32])
+                    choose(all, &[], &wish(1, 1), &seed).unwrap()[0].node == PublicKey::Ed25519([2; 32])
                 })
                 .count()
         };
@@ -303,20 +413,20 @@ mod tests {
             let all: Vec<Candidate> =
                 pairs.iter().enumerate().map(|(i, (o, s))| candidate(i as u8, &o.to_string(), *s, 1000)).collect();
             let most = largest(&pairs, &mut Vec::new(), &mut Vec::new());
-            let chosen = choose(&all, &[], most, 1, &seed).unwrap();
+            let chosen = choose(&all, &[], &wish(most, 1), &seed).unwrap();
             let operators: HashSet<_> = chosen.iter().map(|c| &c.operator).collect();
             let subnets: HashSet<_> = chosen.iter().map(|c| c.subnet).collect();
             prop_assert_eq!((chosen.len(), operators.len(), subnets.len()), (most, most, most));
-            let error = choose(&all, &[], most + 1, 1, &seed).unwrap_err();
+            let error = choose(&all, &[], &wish(most + 1, 1), &seed).unwrap_err();
             prop_assert_eq!(error.found, most);
         }
 
         #[test]
         fn a_choice_repeats_with_its_seed_and_not_with_the_order(count in 3usize..40, seed in any::<[u8; 32]>()) {
             let all: Vec<Candidate> = (0..count).map(|i| candidate(i as u8, &i.to_string(), i as u8, 1000 + i as u64)).collect();
-            let chosen = choose(&all, &[], 3, 10, &seed).unwrap();
+            let chosen = choose(&all, &[], &wish(3, 10), &seed).unwrap();
             let reversed: Vec<Candidate> = all.iter().rev().cloned().collect();
-            prop_assert_eq!(choose(&reversed, &[], 3, 10, &seed).unwrap(), chosen);
+            prop_assert_eq!(choose(&reversed, &[], &wish(3, 10), &seed).unwrap(), chosen);
         }
     }
 }

@@ -367,8 +367,9 @@ fn random_transactions_conserve_money_and_pay_each_voucher_once() {
         for party in &mut world.parties {
             party.number = ledger.state().delegate(&party.node.public()).map_or(0, |d| d.number);
         }
-        let replayed = follower.accept(&made.block).unwrap();
-        assert_eq!(replayed.changes, made.changes);
+        if let Some(block) = &made.block {
+            assert_eq!(follower.accept(block).unwrap().changes, made.changes);
+        }
         assert_eq!(follower.tip(), ledger.tip());
         check_money(&world, &ledger);
     }

@@ -451,17 +451,18 @@ fn a_block_that_breaks_a_rule_is_not_taken() {
     let txs = [fund(2, 7), fund(3, 8)];
     let mut ledger = follower.clone();
     let key = party(1).node;
-    let first = ledger.make_block(1000, vec![register], &key).unwrap();
-    let second = ledger.make_block(1001, txs.to_vec(), &key).unwrap();
-    assert!(matches!(follower.accept(&second.block), Err(BlockError::Order { .. })), "out of order");
-    follower.accept(&first.block).unwrap();
+    let first = ledger.make_block(1000, vec![register], &key).unwrap().block.unwrap();
+    let second = ledger.make_block(1001, txs.to_vec(), &key).unwrap().block.unwrap();
+    assert!(
+        ledger.make_block(1002, vec![fund(9, 9)], &key).unwrap().block.is_none(),
+        "nothing to put into one"
+    );
+    assert!(matches!(follower.accept(&second), Err(BlockError::Order { .. })), "out of order");
+    follower.accept(&first).unwrap();
     let signed_anew = |change: &dyn Fn(&mut Header), by: &SigningSecret| {
-        let mut header = *second.block.header.clone().check::<Header>(ledger.network()).unwrap().value();
+        let mut header = *second.header.clone().check::<Header>(ledger.network()).unwrap().value();
         change(&mut header);
-        Block {
-            header: Signed::new(header, ledger.network(), by).raw().clone(),
-            txs: second.block.txs.clone(),
-        }
+        Block { header: Signed::new(header, ledger.network(), by).raw().clone(), txs: second.txs.clone() }
     };
     let bad = signed_anew(&|_| (), &party(2).node);
     assert_eq!(follower.accept(&bad).err(), Some(BlockError::NotTheMarket));
@@ -471,16 +472,16 @@ fn a_block_that_breaks_a_rule_is_not_taken() {
     assert!(matches!(follower.accept(&bad), Err(BlockError::Order { .. })), "another history");
     let bad = signed_anew(&|Header::V1 { state_root, .. }| state_root[0] ^= 1, &key);
     assert_eq!(follower.accept(&bad).err(), Some(BlockError::Root { height: 2 }));
-    let mut bad = second.block.clone();
+    let mut bad = second.clone();
     bad.txs.swap(0, 1);
     assert_eq!(follower.accept(&bad).err(), Some(BlockError::Txs { height: 2 }));
     // A market that pays itself twice is found out, whatever it signs.
     let mut greedy = follower.clone();
-    let mut made = greedy.make_block(1001, vec![fund(2, 7)], &key).unwrap();
-    made.block.txs.push(fund(2, 7));
-    assert!(follower.accept(&made.block).is_err());
+    let mut made = greedy.make_block(1001, vec![fund(2, 7)], &key).unwrap().block.unwrap();
+    made.txs.push(fund(2, 7));
+    assert!(follower.accept(&made).is_err());
     // After all that it goes on as if nothing had been.
-    let replayed = follower.accept(&second.block).unwrap();
+    let replayed = follower.accept(&second).unwrap();
     assert_eq!((replayed.events.len(), follower.tip()), (2, ledger.tip()));
 }
 

@@ -21,6 +21,7 @@ use spare_market::amount::{Amount, AmountError};
 use spare_market::block::Ledger;
 use spare_market::deal::Deal;
 use spare_market::keys::{PublicKey, PublicKeyError};
+use spare_market::placement::{Candidate, Passed, Wish, choose, why_passed};
 use spare_market::state::Key;
 use spare_market::tx::Action;
 use spare_proofs::recipe::RecipeV1;
@@ -617,15 +618,77 @@ pub struct ProviderInfo {
     pub free_bytes: u64,
     /// Unix time in seconds until which its ask holds.
     pub valid_until_s: u64,
+    /// Price of storage, in credits per TB and month, as decimal text.
+    pub price: String,
+    /// Price of reading, in credits per TB, as decimal text.
+    pub read_price: String,
+    /// Where it says it is.
+    pub region: String,
+    /// Whether a libp2p connection with it stands.
+    pub connected: bool,
     /// Whether it failed lately.
     pub failing: bool,
+    /// With `why`: whether a put now would choose it, or why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
-/// Lists the asks that hold: who offers room.
-#[utoipa::path(get, path = "/v1/asks", responses((status = 200, body = Vec<ProviderInfo>), (status = 401, body = ErrorBody)))]
-async fn list_asks(State(node): Shared) -> Json<Vec<ProviderInfo>> {
+#[derive(Debug, Deserialize, IntoParams)]
+struct AsksQuery {
+    /// Whether to draw providers as a put would, and say of each why it was chosen or not.
+    #[serde(default)]
+    why: bool,
+}
+
+/// Longest shard of a long blob: what a put looks for room for.
+const LONG_SHARD_BYTES: u64 = 40 << 20;
+
+/// For each candidate, why a put of a long blob under the node's code chooses it or not. A put draws anew for each segment.
+fn why(node: &Node) -> HashMap<PublicKey, String> {
+    let geometry = node.config.client.code.0;
+    let shard_bytes = LONG_SHARD_BYTES / geometry.k() as u64;
+    let wish = Wish { providers: geometry.n(), shard_bytes, price_max: node.client.price_max };
+    let candidates = node.client.peers.candidates();
+    let chosen = choose(&candidates, &[], &wish, &rand::random());
+    let (chosen, too_few) = match chosen {
+        Ok(chosen) => (chosen, None),
+        // As many as there can be, to show who is in whose way.
+        Err(error) => {
+            let fewer = Wish { providers: error.found, ..wish };
+            (choose(&candidates, &[], &fewer, &rand::random()).unwrap_or_default(), Some(error))
+        }
+    };
+    let operator = |node: &PublicKey| {
+        chosen.iter().find(|c| c.node == *node).map_or_else(String::new, |c| c.operator.clone())
+    };
+    let words = |c: &Candidate| match why_passed(c, &chosen, &wish) {
+        None if too_few.is_some() => format!("would be chosen, but {} are needed", wish.providers),
+        None => "chosen".to_owned(),
+        Some(Passed::Full) => format!("no room for a shard of {shard_bytes} bytes"),
+        Some(Passed::Expensive) => "asks more than client.max_price".to_owned(),
+        Some(Passed::Failing) => "failed lately, and so weighs little".to_owned(),
+        Some(Passed::SameOperator(node)) => {
+            format!("its operator already has {}, which is chosen", &node.to_string()[..12])
+        }
+        Some(Passed::SameNetwork(node)) => {
+            format!("in one network with {} of {}, which is chosen", &node.to_string()[..12], operator(&node))
+        }
+        Some(Passed::NotDrawn) => "others were drawn this time".to_owned(),
+    };
+    candidates.iter().map(|c| (c.node, words(c))).collect()
+}
+
+/// Lists the asks that hold: who offers room, and for how much.
+#[utoipa::path(get, path = "/v1/asks", params(AsksQuery), responses((status = 200, body = Vec<ProviderInfo>), (status = 401, body = ErrorBody)))]
+async fn list_asks(State(node): Shared, Query(query): Query<AsksQuery>) -> Json<Vec<ProviderInfo>> {
     let peers = &node.client.peers;
-    let describe = |p: crate::asks::Provider| ProviderInfo {
+    let mut why = if query.why { why(&node) } else { HashMap::new() };
+    let mut describe = |p: crate::asks::Provider| ProviderInfo {
+        price: p.ask.price.to_tb_month().to_string(),
+        read_price: p.ask.read_price.to_tb().to_string(),
+        region: p.ask.region.clone(),
+        connected: node.addresses.is_connected(&p.node),
+        why: query.why.then(|| why.remove(&p.node).unwrap_or_else(|| "this node itself".to_owned())),
         node: p.node.to_string(),
         direct: p.ask.direct.iter().map(ToString::to_string).collect(),
         offered_bytes: p.ask.offered_bytes,
@@ -634,7 +697,7 @@ async fn list_asks(State(node): Shared) -> Json<Vec<ProviderInfo>> {
         failing: peers.is_cooling(&p.node),
         operator: p.ask.operator,
     };
-    Json(peers.book.valid(unix_now_s()).into_iter().map(describe).collect())
+    Json(peers.book.valid(unix_now_s()).into_iter().map(&mut describe).collect())
 }
 
 /// The node at one moment.
@@ -687,6 +750,18 @@ pub struct ProviderStatus {
     pub used_bytes: u64,
     /// Bytes that can still be promised.
     pub free_bytes: u64,
+    /// This provider's price of storage, in credits per TB and month, as decimal text.
+    pub price: String,
+    /// The lowest, the middle and the highest price of other providers; nothing if there are none.
+    pub other_prices: Vec<String>,
+}
+
+/// The lowest, the middle and the highest price of storage that others ask.
+fn other_prices(node: &Node) -> Vec<String> {
+    let mut prices: Vec<_> = node.client.peers.candidates().into_iter().map(|c| c.price).collect();
+    prices.sort_unstable();
+    let picked = [0, prices.len() / 2, prices.len().saturating_sub(1)];
+    picked.iter().filter_map(|i| Some(prices.get(*i)?.to_tb_month().to_string())).collect()
 }
 
 /// Resident memory of this process in bytes, from `/proc/self/statm`; 0 where there is none.
@@ -704,6 +779,8 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         offered_bytes: room.offered_bytes,
         used_bytes: room.used_bytes,
         free_bytes: room.free_bytes,
+        price: node.config.provide.price.0.to_string(),
+        other_prices: other_prices(&node),
     });
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -180,6 +180,7 @@ impl AskBook {
 mod tests {
     use super::*;
     use crate::home::Identity;
+    use spare_market::amount::{ReadPrice, StoragePrice};
     use spare_market::keys::{Seed, SigningSecret};
     use spare_market::signed::Signed;
     use spare_proofs::cipher::Secret;
@@ -195,6 +196,9 @@ mod tests {
             libp2p: vec![],
             offered_bytes: 10,
             free_bytes: 5,
+            price: StoragePrice(1000),
+            read_price: ReadPrice(0),
+            region: String::new(),
             made_s,
             valid_until_s: made_s + 100,
         };
@@ -246,6 +250,7 @@ mod tests {
         let longest = |tag: u8, subnet: u8| {
             ask(tag, 1000, |a| {
                 a.operator = "x".repeat(64);
+                a.region = "y".repeat(32);
                 a.libp2p = vec!["a".repeat(128); 8];
                 a.direct = vec![format!("10.0.{subnet}.1:65535").parse().unwrap(); 8];
             })

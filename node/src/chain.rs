@@ -100,7 +100,7 @@ impl Chain {
         self.height.subscribe()
     }
 
-    /// Makes the next block of `txs` and writes it. Blocks.
+    /// Makes the next block of `txs`, if one is due or any is taken, and writes it. Returns what became of each. Blocks.
     ///
     /// # Errors
     /// [`ChainError`].
@@ -113,7 +113,9 @@ impl Chain {
         let mut guard = self.lock();
         let ledger = guard.as_mut().ok_or(ChainError::Broken)?;
         let made = ledger.make_block(now_s, txs, market_key)?;
-        self.write(&mut guard, &made.block, made.changes)?;
+        if let Some(block) = &made.block {
+            self.write(&mut guard, block, made.changes)?;
+        }
         Ok(made.outcomes)
     }
 
@@ -220,9 +222,10 @@ mod tests {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let open = |i: usize| Chain::open(Arc::new(Meta::open(dirs[i].path()).unwrap()), genesis());
         let chain = open(0).unwrap();
-        for (now_s, amounts) in [(5, &[1, 2][..]), (6, &[]), (20, &[3])] {
+        for (now_s, amounts) in [(5, &[1, 2][..]), (6, &[]), (15, &[]), (20, &[3])] {
             chain.make(now_s, txs(&chain, amounts), &key(1)).unwrap();
         }
+        assert!(chain.make(21, txs(&chain, &[1 << 101]), &key(1)).unwrap()[0].is_err(), "and makes no block");
         let funded = |chain: &Chain| chain.view(|l| l.state().account(&key(2).public()).free).unwrap();
         assert_eq!((funded(&chain), *chain.height().borrow()), (Amount(6), 3));
         drop(chain);

@@ -84,8 +84,12 @@ enum Command {
         #[command(subcommand)]
         command: MarketCommand,
     },
-    /// List who offers room
-    Asks,
+    /// List who offers room, and for how much
+    Asks {
+        /// Draw providers as a put would, and say of each why it was chosen or not
+        #[arg(long)]
+        why: bool,
+    },
     /// Show the settings
     Config {
         #[command(subcommand)]
@@ -274,7 +278,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Recover => show::recover(&context).await,
             Command::Status => show::status(&context).await,
             Command::Ticket => show::ticket(&context).await,
-            Command::Asks => show::asks(&context).await,
+            Command::Asks { why } => show::asks(&context, why).await,
             Command::Balance => market::balance(&context).await,
             Command::Market { command } => market::run(&context, command).await,
             Command::Config { command: ConfigCommand::Show { origin } } => {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
+use spare_market::amount::StoragePrice;
 use spare_market::keys::PublicKey;
 
 use crate::catalog::{Catalog, Garbage};
@@ -63,6 +64,8 @@ pub struct Client {
     pub recovering: tokio::sync::RwLock<()>,
     /// Copies of the newest index entry that have to be made before anything may be deleted that older entries name.
     index_copies: usize,
+    /// Highest price of storage that is paid.
+    pub price_max: StoragePrice,
     addresses: Arc<Addresses>,
     /// Held while garbage is collected.
     collecting: tokio::sync::Mutex<()>,
@@ -104,12 +107,14 @@ impl Client {
         catalog: Arc<Catalog>,
         addresses: Arc<Addresses>,
         index_copies: usize,
+        price_max: StoragePrice,
     ) -> Self {
         Self {
             peers,
             catalog,
             recovering: tokio::sync::RwLock::default(),
             index_copies,
+            price_max,
             addresses,
             collecting: tokio::sync::Mutex::default(),
             names_in_use: Mutex::default(),

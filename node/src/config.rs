@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use spare_market::amount::{Amount, AmountError, PICO_PER_CREDIT, ReadPrice, StoragePrice};
 use spare_proofs::geometry::Geometry;
 
 /// How shards travel.
@@ -30,6 +31,8 @@ pub enum Transport {
 pub struct NodeConfig {
     /// Who runs this node. Shards of one segment never go to two nodes of one operator.
     pub operator: String,
+    /// Where this node is, in the operator's own words.
+    pub region: String,
     /// Address to listen on.
     pub listen_ip: IpAddr,
     /// Address to tell others, where it differs from the one listened on; empty for none.
@@ -52,6 +55,10 @@ pub struct ProvideConfig {
     pub size: Size,
     /// Folder for shards; empty for `volume` in the node's folder.
     pub dir: String,
+    /// Price of storage, in credits per TB and month.
+    pub price: Credits,
+    /// Price of reading, in credits per TB.
+    pub read_price: Credits,
 }
 
 /// The `[client]` section.
@@ -60,6 +67,8 @@ pub struct ProvideConfig {
 pub struct ClientConfig {
     /// The code of new blobs: data shards + parity shards.
     pub code: Code,
+    /// Highest price of storage that is paid, in credits per TB and month; empty for any.
+    pub max_price: MaxPrice,
 }
 
 /// The `[network]` section.
@@ -89,6 +98,7 @@ impl Default for Config {
         Self {
             node: NodeConfig {
                 operator: String::new(),
+                region: String::new(),
                 listen_ip: IpAddr::from([0, 0, 0, 0]),
                 advertise_ip: Advertised(None),
                 libp2p_port: 4710,
@@ -96,8 +106,16 @@ impl Default for Config {
                 api_addr: SocketAddr::from(([127, 0, 0, 1], 4712)),
                 transport: Transport::Auto,
             },
-            provide: ProvideConfig { size: Size(0), dir: String::new() },
-            client: ClientConfig { code: Code(Geometry::new(4, 8).expect("4+8 is a code")) },
+            provide: ProvideConfig {
+                size: Size(0),
+                dir: String::new(),
+                price: Credits(Amount(2 * PICO_PER_CREDIT)),
+                read_price: Credits(Amount(PICO_PER_CREDIT)),
+            },
+            client: ClientConfig {
+                code: Code(Geometry::new(4, 8).expect("4+8 is a code")),
+                max_price: MaxPrice(None),
+            },
             network: NetworkConfig { peers: Vec::new() },
         }
     }
@@ -181,6 +199,63 @@ impl TryFrom<String> for Advertised {
 impl From<Advertised> for String {
     fn from(advertised: Advertised) -> Self {
         advertised.0.map(|ip| ip.to_string()).unwrap_or_default()
+    }
+}
+
+/// Credits, as decimal text. As a price, of storage or reading, it is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Credits(pub Amount);
+
+impl Credits {
+    /// As a price of storage per TB and month.
+    pub fn storage_price(self) -> StoragePrice {
+        StoragePrice::per_tb_month(self.0).expect("checked when it was read")
+    }
+
+    /// As a price of reading per TB.
+    pub fn read_price(self) -> ReadPrice {
+        ReadPrice::per_tb(self.0).expect("checked when it was read")
+    }
+}
+
+impl TryFrom<String> for Credits {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let amount: Amount = text.parse().map_err(|e: AmountError| e.to_string())?;
+        let fits = StoragePrice::per_tb_month(amount).is_some() && ReadPrice::per_tb(amount).is_some();
+        fits.then_some(Self(amount)).ok_or_else(|| format!("{text} credits are more than a price may be"))
+    }
+}
+
+impl From<Credits> for String {
+    fn from(credits: Credits) -> Self {
+        credits.0.to_string()
+    }
+}
+
+/// A highest price, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MaxPrice(pub Option<Credits>);
+
+impl MaxPrice {
+    /// The highest price of storage that is paid.
+    pub fn storage_price(self) -> StoragePrice {
+        self.0.map_or(StoragePrice(u64::MAX), Credits::storage_price)
+    }
+}
+
+impl TryFrom<String> for MaxPrice {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.trim().is_empty() { Ok(Self(None)) } else { Credits::try_from(text).map(|c| Self(Some(c))) }
+    }
+}
+
+impl From<MaxPrice> for String {
+    fn from(price: MaxPrice) -> Self {
+        price.0.map(String::from).unwrap_or_default()
     }
 }
 
@@ -432,6 +507,8 @@ mod tests {
         assert!(error("", &[("SPARE_PROVIDE_SIZE", "much")]).contains("not a size"));
         assert!(error("[node]\nadvertise_ip = \"myhost\"", &[]).contains("not an IP address"));
         assert!(error("[node", &[]).contains("not valid TOML"));
+        assert!(error("[provide]\nprice = \"cheap\"", &[]).contains("not an amount of credits"));
+        assert!(error("", &[("SPARE_CLIENT_MAX_PRICE", "99999999")]).contains("more than a price may be"));
     }
 
     #[test]

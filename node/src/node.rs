@@ -134,7 +134,13 @@ impl Node {
         ));
         let catalog = Arc::new(Catalog::new(meta.clone(), logs.clone(), identity.clone()));
         let index_copies = config.client.code.0.parity() + 1;
-        let client = Arc::new(Client::new(peers, catalog, addresses.clone(), index_copies));
+        let client = Arc::new(Client::new(
+            peers,
+            catalog,
+            addresses.clone(),
+            index_copies,
+            config.client.max_price.storage_price(),
+        ));
         let answerer = Arc::new(Answerer::new(
             identity.network,
             identity.node_key(),
@@ -235,6 +241,9 @@ impl Node {
             libp2p: self.libp2p_addrs().iter().map(ToString::to_string).collect(),
             offered_bytes: room.offered_bytes,
             free_bytes: room.free_bytes,
+            price: self.config.provide.price.storage_price(),
+            read_price: self.config.provide.read_price.read_price(),
+            region: self.config.node.region.clone(),
             made_s: now_s,
             valid_until_s: now_s + ASK_LIFE_S,
         };

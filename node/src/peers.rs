@@ -145,6 +145,7 @@ impl Peers {
             subnet: Subnet::from(ip(&p)),
             record: health.get(&p.node).map_or(100, |h| (100 >> h.failures_in_row.min(6)) as u8).max(1),
             free_bytes: p.ask.free_bytes,
+            price: p.ask.price,
             operator: if p.ask.operator.is_empty() { p.account.to_string() } else { p.ask.operator },
         };
         providers.into_iter().filter(|p| p.node != self.credentials.node).map(candidate).collect()

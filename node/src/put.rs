@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use spare_market::keys::PublicKey;
-use spare_market::placement::{Candidate, Placement, TooFewProviders, choose};
+use spare_market::placement::{Candidate, Placement, TooFewProviders, Wish, choose};
 use spare_market::receipt::Receipt;
 use spare_proofs::cipher::{Secret, SegmentKey};
 use spare_proofs::erasure::Erasure;
@@ -481,7 +481,8 @@ impl Put {
         let (taken, open): (Vec<Candidate>, Vec<Candidate>) =
             candidates.into_iter().partition(|c| holding.contains(&c.node));
         let open: Vec<Candidate> = open.into_iter().filter(|c| !failures.contains_key(&c.node)).collect();
-        let chosen = choose(&open, &taken, missing.len(), shard_bytes, &rand::random());
+        let wish = Wish { providers: missing.len(), shard_bytes, price_max: self.client.price_max };
+        let chosen = choose(&open, &taken, &wish, &rand::random());
         let chosen = chosen.map_err(|mut source| {
             source.needed = self.geometry.n();
             source.found += taken.len();

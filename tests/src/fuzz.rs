@@ -9,14 +9,22 @@ use serde::{Serialize, de::DeserializeOwned};
 use spare::catalog::{BlobEntry, Change};
 use spare::frames::{Hello, Request, Response, encode};
 use spare::home::{Identity, Ticket};
+use spare_market::amount::{Amount, StoragePrice};
 use spare_market::ask::Ask;
+use spare_market::block::{Block, Header, Ledger};
+use spare_market::deal::{DealId, Terms};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
+use spare_market::head::{FullHead, Head, HeadV1};
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd};
-use spare_market::keys::Seed;
+use spare_market::keys::{PublicKey, Seed};
+use spare_market::meter::Meter;
 use spare_market::placement::Placement;
 use spare_market::receipt::{ReadAnswer, Receipt};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
+use spare_market::state::{Entry, Key};
+use spare_market::tx::{Action, Tx};
+use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::cipher::{Secret, SegmentKey, open_message, seal_message};
 use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::geometry::Geometry;
@@ -41,6 +49,7 @@ pub const TARGETS: &[Target] = &[
     ("stream", stream),
     ("config", config),
     ("seed", seed),
+    ("ledger", ledger),
 ];
 
 const NETWORK: NetworkId = NetworkId([1; 32]);
@@ -67,6 +76,7 @@ fn signed(bytes: &[u8]) {
     // What a valid signature would cover, as if it held.
     canonical::<Ask>(&raw.bytes);
     canonical::<Grant>(&raw.bytes);
+    ledger(&raw.bytes);
     canonical::<Receipt>(&raw.bytes);
     canonical::<IndexEntry>(&raw.bytes);
     if let Ok(Ask::V1(ask)) = from_bytes(&raw.bytes, 1 << 20) {
@@ -159,6 +169,45 @@ fn seed(bytes: &[u8]) {
     }
 }
 
+/// Everything that the ledger takes, as if its signatures held.
+fn ledger(bytes: &[u8]) {
+    canonical::<Block>(bytes);
+    canonical::<Header>(bytes);
+    canonical::<FullHead>(bytes);
+    canonical::<(Key, Entry)>(bytes);
+    if let Ok(Tx::V1 { action: Action::Open { terms, .. }, .. }) = from_bytes::<Tx>(bytes, 1 << 20) {
+        canonical::<Terms>(&terms.bytes);
+    }
+    if let Ok(genesis) = from_bytes::<Genesis>(bytes, 1 << 20) {
+        let _ = Ledger::new(genesis.clone()).map(|mut ledger| {
+            let submitted = vec![SignedBytes { bytes: bytes.to_vec(), ..stray() }];
+            ledger.make_block(u64::MAX, submitted, &Seed::from_entropy([1; 32]).account_key())
+        });
+        let _ = genesis.period_at(u64::MAX);
+    }
+    if let Ok(head) = from_bytes::<Head>(bytes, 1 << 20)
+        && head.v1().check_bounds().is_ok()
+    {
+        let _ = Meter::default().take(head.v1(), u32::MAX).map(|()| head.v1().rate(u32::MAX));
+    }
+    if let Ok(voucher) = from_bytes::<Voucher>(bytes, 1 << 20) {
+        let _ = voucher.v1().check_improves(voucher.v1().deal, 0, Amount(5), Some(7));
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = Amount::from_str(text).map(|amount| {
+            assert_eq!(amount.to_string().parse(), Ok(amount));
+            StoragePrice::per_tb_month(amount).map(StoragePrice::to_tb_month)
+        });
+        let _ = PublicKey::from_str(text);
+    }
+}
+
+/// A signed record that says nothing.
+fn stray() -> SignedBytes {
+    let receipt = ReadAnswer::V1 { transcript: [0; 32] };
+    Signed::new(receipt, NETWORK, &Seed::from_entropy([1; 32]).account_key()).raw().clone()
+}
+
 /// Good encodings to start from.
 pub fn seeds() -> Vec<Vec<u8>> {
     let identity = Identity::new(&Seed::from_entropy([1; 32]), NETWORK, Secret::new([2; 32]), 0);
@@ -175,6 +224,28 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let recipe = Recipe::V1(RecipeV1 { geometry, segments: vec![segment], extents });
     let tree = spare_proofs::tree::Tree::of(&[5; 3000]);
     let opening = tree.open(1, &[5; 3000]).expect("the leaf exists");
+    let market = Genesis::V1(GenesisV1 {
+        market: identity.account,
+        started_s: 1,
+        period_s: 2,
+        fee_bps: 3,
+        salt: [4; 32],
+    });
+    let deal = DealId([5; 32]);
+    let head = Head::V1(HeadV1 {
+        deal,
+        seq: 1,
+        set_root: [1; 32],
+        bytes: 9,
+        price: StoragePrice(7),
+        from: 1,
+        until: 3,
+        index_hash: [0; 32],
+    });
+    let voucher =
+        Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: 8, read_bytes: 9, total: Amount(77) });
+    let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
+    let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
     let place = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     let long = vec![6; 40_000];
     let long_tree = spare_proofs::tree::Tree::of(&long);
@@ -211,5 +282,12 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Seed::from_entropy([1; 32]).words().as_bytes().to_vec(),
         b"10+20".to_vec(),
         b"500GB".to_vec(),
+        b"12.5".to_vec(),
+        to_bytes(&market),
+        to_bytes(&head),
+        to_bytes(&voucher),
+        to_bytes(&full),
+        to_bytes(&anchor),
+        to_bytes(&Block { header: receipt.clone(), txs: vec![receipt.clone()] }),
     ]
 }

@@ -14,6 +14,7 @@ use spare::meta::Meta;
 use spare::shards::Volume;
 use spare::transport::{Direct, SendHalf, Traffic, Wire};
 use spare::unix_now_s;
+use spare_market::amount::{ReadPrice, StoragePrice};
 use spare_market::ask::{Ask, AskV1};
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd, entry_hash};
 use spare_market::keys::Seed;
@@ -158,6 +159,9 @@ fn ask(identity: &Identity, addr: SocketAddr) -> Signed<Ask> {
         libp2p: Vec::new(),
         offered_bytes: 1 << 50,
         free_bytes: 1 << 50,
+        price: StoragePrice(1000),
+        read_price: ReadPrice(0),
+        region: String::new(),
         made_s: now_s,
         valid_until_s: now_s + 600,
     };

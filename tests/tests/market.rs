@@ -98,3 +98,65 @@ fn a_market_and_a_follower_killed_at_any_moment_lose_and_double_nothing() {
     assert_eq!(verified["state_root"], root);
     assert_eq!(net.providers[0].ok(&["market", "report"])["state_root"], root);
 }
+
+#[test]
+fn prices_are_told_limited_and_explained() {
+    let mut net = Net::start(3);
+    let dear = [
+        "--provide",
+        "10GB",
+        "--set",
+        "provide.price=7.5",
+        "--set",
+        "node.region=far away",
+        "--join",
+        &net.ticket,
+    ];
+    let mut dear = Node::init(net.dir.path().join("dear"), 4, &dear);
+    dear.start();
+    let twin = ["--provide", "10GB", "--set", "node.operator=twin", "--join", &net.ticket];
+    let mut first = Node::init(net.dir.path().join("twin-1"), 5, &twin);
+    first.start();
+    let mut second = Node::init(net.dir.path().join("twin-2"), 6, &twin);
+    second.start();
+    net.wait_for_providers(6);
+    let of = |asks: &Value, node: &Node| {
+        let key = node.status()["node"].clone();
+        asks.as_array().unwrap().iter().find(|ask| ask["node"] == key).unwrap().clone()
+    };
+    let asks = net.client.ok(&["asks"]);
+    let ask = of(&asks, &dear);
+    assert_eq!(
+        (&ask["price"], &ask["read_price"], &ask["region"]),
+        (&"7.5".into(), &"1".into(), &"far away".into())
+    );
+    assert!(ask.get("why").is_none());
+    assert_eq!(of(&asks, &net.providers[0])["price"], "2");
+
+    net.client.kill();
+    let config = net.client.home.join("config.toml");
+    let limited =
+        std::fs::read_to_string(&config).unwrap() + "\n[client]\nmax_price = \"5\"\ncode = \"2+2\"\n";
+    std::fs::write(&config, limited).unwrap();
+    net.client.start();
+    net.wait_for_providers(6);
+    let asks = net.client.ok(&["asks", "--why"]);
+    let why = |node: &Node| of(&asks, node)["why"].as_str().unwrap().to_owned();
+    assert_eq!(why(&dear), "asks more than client.max_price");
+    let (one, other) = (why(&first), why(&second));
+    assert!(
+        one.contains("its operator already has") != other.contains("its operator already has"),
+        "one of the twins is in the other's way: {one}; {other}"
+    );
+    let file = net.file("source", 1000, 1);
+    let (code, message) = net.client.fails(&["put", file.to_str().unwrap(), "--code", "3+2"]);
+    assert_eq!(code, "too_few_providers");
+    assert!(message.contains("1 above the highest price"), "{message}");
+    net.client.ok(&["put", file.to_str().unwrap(), "--name", "a"]);
+    let stat = net.client.ok(&["stat", "a"]);
+    let dear_key = dear.status()["node"].clone();
+    assert!(stat["providers"].as_array().unwrap().iter().all(|p| p["node"] != dear_key));
+    let provider = dear.status()["provider"].clone();
+    assert_eq!(provider["price"], "7.5");
+    assert_eq!(provider["other_prices"], serde_json::json!(["2", "2", "2"]));
+}

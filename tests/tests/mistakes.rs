@@ -64,14 +64,15 @@ fn what_cannot_fit_is_refused_and_an_unfinished_put_can_be_given_up() {
     let shards = |net: &Net| (0..3).map(|i| net.shard_files(i).len()).sum::<usize>();
     assert_eq!(shards(&net), 0);
     let mut putting = net.client.command(&["put", path, "--name", "a", "--code", "2+1"]).spawn().unwrap();
-    wait_for("some shards to be placed", || (shards(&net) > 3).then_some(()));
+    wait_for("some shards to be placed", || (shards(&net) > 2 * 3).then_some(()));
     net.client.kill();
     assert!(!putting.wait().unwrap().success());
     net.client.start();
     assert_eq!(net.client.status()["unfinished_puts"], serde_json::json!(["a"]));
     net.wait_for_providers(3);
     net.client.ok(&["rm", "a"]);
-    wait_for("what was placed to be deleted", || (shards(&net) == 0).then_some(()));
+    // Shards under way when the node was killed may have been accepted without its knowing: of two segments at most.
+    wait_for("what was placed to be deleted", || (shards(&net) <= 2 * 3).then_some(()));
     assert!(net.client.status()["unfinished_puts"].as_array().unwrap().is_empty());
     assert_eq!(net.client.fails(&["rm", "a"]).0, "no_such_blob");
 }

@@ -115,24 +115,45 @@ pub(super) async fn ticket(context: &Context) -> anyhow::Result<()> {
     context.print(&serde_json::json!({"ticket": status.ticket}), |_, out| line!(out, "{}", status.ticket))
 }
 
-pub(super) async fn asks(context: &Context) -> anyhow::Result<()> {
-    let asks: Vec<ProviderInfo> = context.api()?.json(Method::GET, &["asks"]).await?;
+pub(super) async fn asks(context: &Context, why: bool) -> anyhow::Result<()> {
+    let api = context.api()?;
+    let asks: Vec<ProviderInfo> =
+        api.send(api.request(Method::GET, &["asks"]).query(&[("why", why)])).await?.json().await?;
     context.print(&asks, |asks, out| {
-        for ask in asks {
-            let state = if ask.failing { "failing" } else { "" };
-            let addr = ask.direct.first().map_or("-", String::as_str);
-            line!(
-                out,
-                "{}  {:>10} free of {:>10}  {addr:<21}  {} {state}",
-                &ask.node[..12],
-                bytes(ask.free_bytes),
-                bytes(ask.offered_bytes),
-                ask.operator
-            );
-        }
         if asks.is_empty() {
             eprintln!("nobody offers room yet; asks arrive within seconds of joining a network");
+            return;
         }
+        line!(
+            out,
+            "{:<12}  {:>8}  {:>8}  {:>9}  {:<12}  {:<8}  address and state",
+            "provider",
+            "TB month",
+            "TB read",
+            "free",
+            "operator",
+            "region"
+        );
+        for ask in asks {
+            let addr = ask.direct.first().map_or("no direct address", String::as_str);
+            let state = match (ask.failing, ask.connected) {
+                (true, _) => ", failed lately",
+                (false, true) => ", connected",
+                (false, false) => "",
+            };
+            let why = ask.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            line!(
+                out,
+                "{:<12}  {:>8}  {:>8}  {:>9}  {:<12}  {:<8}  {addr}{state}{why}",
+                &ask.node[..12],
+                ask.price,
+                ask.read_price,
+                bytes(ask.free_bytes),
+                ask.operator,
+                if ask.region.is_empty() { "-" } else { &ask.region },
+            );
+        }
+        eprintln!("prices in credits; nothing is charged yet");
     })
 }
 
@@ -162,13 +183,23 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
         );
         line!(out, "  client    {}, {}", count(s.blobs as u64, "blob"), bytes(s.blob_bytes));
         match &s.provider {
-            Some(p) => line!(
-                out,
-                "  provider  {} of disk in use, {} free, of {} on offer",
-                bytes(p.used_bytes),
-                bytes(p.free_bytes),
-                bytes(p.offered_bytes)
-            ),
+            Some(p) => {
+                line!(
+                    out,
+                    "  provider  {} of disk in use, {} free, of {} on offer",
+                    bytes(p.used_bytes),
+                    bytes(p.free_bytes),
+                    bytes(p.offered_bytes)
+                );
+                let others = match &p.other_prices[..] {
+                    [low, _, high] if low == high => format!("others ask {low}"),
+                    [low, middle, high] => {
+                        format!("others ask {low} to {high}, half of them at most {middle}")
+                    }
+                    _ => "nobody else offers room".to_owned(),
+                };
+                line!(out, "  price     {} credits per TB and month; {others}", p.price);
+            }
             None => line!(out, "  provider  no; the setting provide.size offers room"),
         }
         line!(out, "  traffic   {} in, {} out", bytes(s.received_bytes), bytes(s.sent_bytes));

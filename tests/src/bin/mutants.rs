@@ -188,6 +188,7 @@ const MUTANTS: &[Mutant] = &[
         "self.before.clear();",
         "a bad block is undone",
     ),
+    ("block.rs", "if txs.is_empty() && !is_due {", "if false {", "refused transactions leave no trace"),
     ("block.rs", "if self.state.root() == state_root {", "if true {", "followers compare roots"),
     ("block.rs", "if header.signer() != self.genesis.v1().market {", "if false {", "the market signs blocks"),
     ("block.rs", "|| time_s < self.tip.time_s {", "{", "time does not go back"),
