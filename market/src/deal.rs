@@ -25,6 +25,8 @@ use crate::signed::Signable;
 pub const GRACE_PERIODS: u64 = 7;
 /// Periods for which a closing deal still takes higher heads and vouchers.
 pub const CLOSING_PERIODS: u64 = 3;
+/// Most nodes of a client that put money into one deal.
+pub const SIGNERS_MAX: usize = 8;
 /// Longest time for which signed terms can be taken up, in seconds.
 pub const TERMS_LIFE_MAX_S: u64 = 600;
 
@@ -128,6 +130,9 @@ pub struct Deal {
     pub epoch: u32,
     /// The newest head that was put on the ledger.
     pub head: Option<AnchoredHead>,
+    /// The client's nodes that put money into the deal. They sign its heads and vouchers for as long as it lasts, also when their grants
+    /// end or are revoked: what they signed is not to be had back. Other nodes of the account do not.
+    pub signers: Vec<PublicKey>,
 }
 
 /// How long money lasts.

@@ -15,7 +15,7 @@ pub enum Scope {
     Read,
     /// Offer and serve capacity in the account's name, and pledge collateral.
     Provide,
-    /// Open and fund deals, and sign heads and vouchers, within the grant's cap.
+    /// Open and fund deals within the grant's cap, and sign the heads and vouchers of those deals.
     Spend,
 }
 

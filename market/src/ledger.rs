@@ -9,7 +9,7 @@
 //! Each rule reads from top to bottom: who signs, what is there, what must hold, what changes.
 
 use crate::amount::{Amount, SUPPLY_MAX};
-use crate::deal::{CLOSING_PERIODS, Deal, DealId, Status, Terms};
+use crate::deal::{CLOSING_PERIODS, Deal, DealId, SIGNERS_MAX, Status, Terms};
 use crate::genesis::{Genesis, GenesisV1};
 use crate::grant::{Grant, Scope};
 use crate::head::{AnchoredHead, FullHead, Head};
@@ -108,11 +108,14 @@ fn register(
     match &by {
         Some(by) if by.account != account => return Err(Refused::OtherAccount),
         Some(by) => check_number(by, number)?,
-        None if signer != node => return Err(Refused::UnknownSigner),
         None if number != 1 => return Err(Refused::Number { expected: 1, got: number }),
         None => {}
     }
     let known = state.delegate(&node).cloned();
+    // Only the node itself can begin: else anybody could claim a key that they saw somewhere.
+    if known.is_none() && signer != node {
+        return Err(Refused::UnknownSigner);
+    }
     let (spent, last_number) = match &known {
         Some(known) if known.account != account => return Err(Refused::OtherAccount),
         Some(known) if known.serial >= serial => return Err(Refused::OldGrant),
@@ -143,6 +146,9 @@ impl Rules<'_> {
         if self.signer != self.context.genesis.market {
             return Err(Refused::NotTheMarket);
         }
+        if amount == Amount::ZERO {
+            return Err(Refused::Nothing);
+        }
         let mut totals = state.totals();
         totals.issued = totals.issued.checked_add(amount).ok_or(Refused::Supply)?;
         let mut funded = state.account(&account);
@@ -155,6 +161,9 @@ impl Rules<'_> {
     /// The signer's account and grant after `amount` was put into a deal.
     fn spend(&self, state: &State, amount: Amount) -> Result<(Account, Delegate), Refused> {
         self.needs(Scope::Spend)?;
+        if amount == Amount::ZERO {
+            return Err(Refused::Nothing);
+        }
         let mut delegate = self.delegate.clone();
         let left = delegate.spend_cap.saturating_sub(delegate.spent);
         delegate.spent = delegate
@@ -211,6 +220,7 @@ impl Rules<'_> {
             paid_through: None,
             epoch: 0,
             head: None,
+            signers: vec![self.signer],
         };
         state.put(Key::Deal(id), Entry::Deal(Box::new(deal)));
         Ok(Event::Opened { deal: id })
@@ -223,6 +233,12 @@ impl Rules<'_> {
         }
         if deal.status != Status::Open {
             return Err(Refused::Closing);
+        }
+        if !deal.signers.contains(&self.signer) {
+            if deal.signers.len() >= SIGNERS_MAX {
+                return Err(Refused::Signers);
+            }
+            deal.signers.push(self.signer);
         }
         let (client, delegate) = self.spend(state, amount)?;
         deal.escrow = deal.escrow.checked_add(amount).ok_or(Refused::Supply)?;
@@ -244,7 +260,7 @@ impl Rules<'_> {
         let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         self.party(&deal)?;
         let signed = head.check(self.context.network, &deal.terms.node).map_err(Refused::HeadSignature)?;
-        if !self.signs_for(state, &signed.signer(), &deal.terms.client) {
+        if !deal.signers.contains(&signed.signer()) {
             return Err(Refused::HeadSigner);
         }
         let head = AnchoredHead::of(&signed);
@@ -266,7 +282,7 @@ impl Rules<'_> {
         let voucher = *signed.value().v1();
         let mut deal = state.deal(&voucher.deal).cloned().ok_or(Refused::NoSuchDeal)?;
         self.party(&deal)?;
-        if !self.signs_for(state, &signed.signer(), &deal.terms.client) {
+        if !deal.signers.contains(&signed.signer()) {
             return Err(Refused::VoucherSigner);
         }
         if voucher.paid_through >= self.context.period {
@@ -344,15 +360,6 @@ impl Rules<'_> {
         let is_provider =
             self.delegate.account == deal.terms.provider && self.delegate.scopes.contains(&Scope::Provide);
         if is_client || is_provider { Ok(()) } else { Err(Refused::NotAParty) }
-    }
-
-    /// Whether `signer` may promise money in the name of `client`.
-    fn signs_for(&self, state: &State, signer: &PublicKey, client: &PublicKey) -> bool {
-        state.delegate(signer).is_some_and(|delegate| {
-            delegate.account == *client
-                && delegate.scopes.contains(&Scope::Spend)
-                && self.context.time_s < delegate.expires_s
-        })
     }
 }
 

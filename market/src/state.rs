@@ -252,6 +252,7 @@ impl State {
         for (key, entry) in std::mem::take(&mut self.before) {
             self.write(key, entry);
         }
+        self.root();
     }
 }
 

@@ -234,11 +234,17 @@ pub enum Refused {
     /// The deal is closing.
     #[error("the deal is closing")]
     Closing,
+    /// The amount is nothing.
+    #[error("the amount is nothing")]
+    Nothing,
+    /// As many nodes of the client have put money into the deal as may.
+    #[error("too many nodes of this client have put money into this deal")]
+    Signers,
     /// A head does not hold.
     #[error("the head does not hold: {0}")]
     HeadSignature(SignedError),
-    /// A head is signed by somebody who may not sign for the client.
-    #[error("the head is not signed for this client")]
+    /// A head is signed by a node that put no money into the deal.
+    #[error("the head is not signed by a node that funded this deal")]
     HeadSigner,
     /// A head does not supersede the newest.
     #[error(transparent)]
@@ -246,8 +252,8 @@ pub enum Refused {
     /// A voucher does not hold.
     #[error("the voucher does not hold: {0}")]
     VoucherSignature(SignedError),
-    /// A voucher is signed by somebody who may not sign for the client.
-    #[error("the voucher is not signed for this client")]
+    /// A voucher is signed by a node that put no money into the deal.
+    #[error("the voucher is not signed by a node that funded this deal")]
     VoucherSigner,
     /// A voucher pays for a period that is not over.
     #[error("the voucher pays for period {through}, which is not over")]
@@ -289,6 +295,8 @@ impl Refused {
             Self::NoSuchDeal => "no_such_deal",
             Self::NotAParty => "not_a_party",
             Self::Closing => "closing",
+            Self::Nothing => "nothing",
+            Self::Signers => "too_many_signers",
             Self::HeadSignature(_) | Self::HeadSigner => "bad_head",
             Self::Head(HeadError::Stale { .. }) => "stale_head",
             Self::Head(HeadError::Forked { .. }) => "forked_head",

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use spare_market::grant::{Authority, Scope};
@@ -25,9 +25,10 @@ use crate::frames::{
 };
 use crate::index_log::{AppendError, IndexLogs};
 use crate::limits::{
-    BLOCKS_PER_ANSWER_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT,
-    INDEX_TRANSFERS_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES,
-    STALL_TIMEOUT, bulk_timeout, count_down,
+    BLOCK_TRANSFERS_MAX, BLOCK_TRANSFERS_PER_SUBNET_MAX, BLOCKS_PER_ANSWER_BYTES, BLOCKS_WAIT,
+    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, SESSIONS_MAX,
+    SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT,
+    SUBMISSIONS_PER_SUBNET_MAX, bulk_timeout, count_down,
 };
 use crate::market::{Market, NotTaken, SubmitError};
 use crate::shards::{Incoming, OpenShard, READ_MAX_BYTES, ShardError, Volume};
@@ -67,6 +68,19 @@ pub struct Answerer {
     sessions: Mutex<Sessions>,
     /// Index entries on their way, each of which is in memory whole.
     index_transfers: tokio::sync::Semaphore,
+    /// Lists of blocks on their way, each of which is in memory whole.
+    block_transfers: Mutex<HashMap<Subnet, usize>>,
+    /// Transactions submitted in the minute that began then.
+    submissions: Mutex<(Instant, HashMap<Subnet, usize>)>,
+}
+
+/// A place among the lists of blocks on their way.
+struct BlockSlot<'a>(&'a Mutex<HashMap<Subnet, usize>>, Subnet);
+
+impl Drop for BlockSlot<'_> {
+    fn drop(&mut self) {
+        count_down(&mut self.0.lock().expect("no holder panics"), &self.1);
+    }
 }
 
 /// Sessions served.
@@ -122,6 +136,8 @@ impl Answerer {
             market,
             sessions: Mutex::default(),
             index_transfers,
+            block_transfers: Mutex::default(),
+            submissions: Mutex::new((Instant::now(), HashMap::new())),
         }
     }
 
@@ -216,7 +232,7 @@ impl Answerer {
             Request::IndexAppend { len } => self.index_append(wire, authority, len).await?,
             Request::IndexRead { seq } => self.index_read(wire, authority, seq).await?,
             Request::Blocks { from } => self.blocks(wire, from).await?,
-            Request::Submit { tx } => self.submit(tx).await,
+            Request::Submit { tx } => self.submit(wire.remote_ip.into(), tx).await,
         };
         let response = result.unwrap_or_else(Response::Refused);
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await
@@ -388,7 +404,7 @@ impl Answerer {
         if len as usize > max {
             return Ok(Err(Refusal::new(RefusalCode::TooLarge, format!("an entry has at most {max} bytes"))));
         }
-        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many_entries())) };
+        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many())) };
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
         let mut bytes = vec![0; len as usize];
         within(bulk_timeout(len.into()), fill(wire, &mut bytes)).await?;
@@ -417,7 +433,10 @@ impl Answerer {
         authority: Option<&Authority>,
         seq: u64,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many_entries())) };
+        if let Err(refusal) = self.storage(authority, Scope::Read) {
+            return Ok(Err(refusal));
+        }
+        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many())) };
         let read = self.storage(authority, Scope::Read).and_then(|(account, _)| {
             let entry = self.logs.read(&account, seq).map_err(|e| refusal(e.into()))?;
             entry.ok_or_else(|| Refusal::new(RefusalCode::NotHere, format!("there is no entry {seq}")))
@@ -438,7 +457,7 @@ impl Answerer {
         let mut height = market.chain.height();
         // Whoever is up to date is told of the next block as soon as there is one.
         let _ = timeout(BLOCKS_WAIT, height.wait_for(|newest| *newest >= from)).await;
-        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many_entries())) };
+        let Some(_slot) = self.block_slot(wire.remote_ip.into()) else { return Ok(Err(too_many())) };
         let chain = market.chain.clone();
         let read = tokio::task::spawn_blocking(move || chain.blocks(from.max(1), BLOCKS_PER_ANSWER_BYTES));
         let bytes = match read.await? {
@@ -450,7 +469,13 @@ impl Answerer {
     }
 
     /// Has the sequencer put a transaction on the ledger. The ledger's own rules say who may.
-    async fn submit(&self, tx: SignedBytes) -> Result<Response, Refusal> {
+    async fn submit(&self, subnet: Subnet, tx: SignedBytes) -> Result<Response, Refusal> {
+        if !self.may_submit(subnet) {
+            return Err(Refusal::new(
+                RefusalCode::Busy,
+                "too many transactions from this network; try again in a minute",
+            ));
+        }
         let not_here = |why: String| Refusal::new(RefusalCode::NotTheMarket, why);
         let market = self.market.as_ref().ok_or_else(|| not_here("this node keeps no ledger".into()))?;
         match market.submit(tx).await {
@@ -464,13 +489,35 @@ impl Answerer {
         }
     }
 
+    fn block_slot(&self, subnet: Subnet) -> Option<BlockSlot<'_>> {
+        let mut transfers = self.block_transfers.lock().expect("no holder panics");
+        let here = transfers.get(&subnet).copied().unwrap_or(0);
+        if here >= BLOCK_TRANSFERS_PER_SUBNET_MAX || transfers.values().sum::<usize>() >= BLOCK_TRANSFERS_MAX
+        {
+            return None;
+        }
+        transfers.insert(subnet, here + 1);
+        Some(BlockSlot(&self.block_transfers, subnet))
+    }
+
+    /// Counts a transaction from `subnet`, unless it had its share in this minute.
+    fn may_submit(&self, subnet: Subnet) -> bool {
+        let mut submissions = self.submissions.lock().expect("no holder panics");
+        if submissions.0.elapsed() > Duration::from_secs(60) {
+            *submissions = (Instant::now(), HashMap::new());
+        }
+        let count = submissions.1.entry(subnet).or_default();
+        *count += 1;
+        *count <= SUBMISSIONS_PER_SUBNET_MAX
+    }
+
     /// A place among the index entries on their way, if one is free before long.
     async fn index_permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         timeout(HELLO_TIMEOUT, self.index_transfers.acquire()).await.ok()?.ok()
     }
 }
 
-fn too_many_entries() -> Refusal {
+fn too_many() -> Refusal {
     Refusal::new(RefusalCode::Busy, "too many index entries or blocks are on their way")
 }
 

@@ -36,7 +36,13 @@ pub const SESSIONS_PER_PEER_MAX: usize = 64;
 pub const SESSIONS_PER_SUBNET_MAX: usize = 256;
 /// Accepted connections from one address from which on it must show that the address is its own.
 pub const CONNECTIONS_BEFORE_RETRY: usize = 8;
-/// Most index entries and lists of blocks on their way at once, in or out, over all peers; each is in memory whole.
+/// Most lists of blocks on their way at once, over all peers; each is in memory whole.
+pub const BLOCK_TRANSFERS_MAX: usize = 16;
+/// Most lists of blocks on their way at once to one network (/24, IPv6: /48).
+pub const BLOCK_TRANSFERS_PER_SUBNET_MAX: usize = 2;
+/// Most transactions that the market takes from one network in a minute.
+pub const SUBMISSIONS_PER_SUBNET_MAX: usize = 120;
+/// Most index entries on their way at once, in or out, over all peers; each is in memory whole.
 pub const INDEX_TRANSFERS_MAX: usize = 8;
 /// Most addresses that are taken from a peer's word about itself.
 pub const IDENTIFY_ADDRESSES_MAX: usize = 16;

@@ -15,6 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::seq::SliceRandom;
 use spare_market::block::{BLOCK_TXS_MAX, Ledger};
 use spare_market::genesis::Genesis;
 use spare_market::keys::{PublicKey, SigningSecret};
@@ -25,7 +26,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::chain::{Chain, ChainError};
 use crate::discover::Addresses;
-use crate::limits::{SUBMISSIONS_MAX, SUBMIT_TIMEOUT};
+use crate::limits::{BLOCKS_MAX_BYTES, BLOCKS_WAIT, SUBMISSIONS_MAX, SUBMIT_TIMEOUT, bulk_timeout};
 use crate::peers::{PeerError, Peers};
 use crate::unix_now_s;
 
@@ -167,44 +168,51 @@ fn until_next_period(chain: &Chain, genesis: &Genesis) -> Duration {
     Duration::from_secs(starts_s.saturating_sub(unix_now_s()))
 }
 
-/// Fetches blocks and replays them, for as long as the node runs.
+/// Fetches blocks and replays them, for as long as the node runs: the market's, or if it does not answer, those of other peers.
 pub async fn follow(market: Arc<Market>, peers: Arc<Peers>, addresses: Arc<Addresses>) {
     loop {
-        let from = *market.chain.height().borrow() + 1;
-        let blocks = match fetch(&market.node, &peers, &addresses, from).await {
-            Some(blocks) => blocks,
-            None => {
-                sleep(FOLLOW_PAUSE).await;
-                continue;
-            }
-        };
-        for block in blocks {
-            let chain = market.chain.clone();
-            let taken = tokio::task::spawn_blocking(move || chain.accept(&block));
-            if let Err(error) = taken.await.expect("replaying a block does not panic") {
-                tracing::error!(%error, from, "a block of the market is not taken");
-                sleep(10 * FOLLOW_PAUSE).await;
+        let mut sources: Vec<PublicKey> = addresses.connected();
+        sources.retain(|node| *node != market.node);
+        // Another order each time, so that nobody stands in the way of others.
+        sources.shuffle(&mut rand::rng());
+        sources.insert(0, market.node);
+        let mut is_ahead = false;
+        for node in sources {
+            if follow_from(&market, &peers, &node).await {
+                is_ahead = true;
                 break;
             }
+        }
+        if !is_ahead {
+            sleep(FOLLOW_PAUSE).await;
         }
     }
 }
 
-/// Blocks from height `from` on: the market's, or if it does not answer, those of another peer.
-async fn fetch(
-    market: &PublicKey,
-    peers: &Peers,
-    addresses: &Addresses,
-    from: u64,
-) -> Option<Vec<spare_market::block::Block>> {
-    let others = addresses.connected().into_iter().filter(|node| node != market);
-    for node in std::iter::once(*market).chain(others) {
-        match peers.with_session(&node, async |session| session.blocks(from).await).await {
-            Ok(blocks) => return Some(blocks),
-            Err(error) => tracing::debug!(%node, %error, "a peer gave no blocks"),
+/// Takes the next blocks from `node`. Returns whether the ledger here grew, or the market itself has nothing newer.
+async fn follow_from(market: &Market, peers: &Peers, node: &PublicKey) -> bool {
+    let from = *market.chain.height().borrow() + 1;
+    let asking = peers.with_session(node, async |session| session.blocks(from).await);
+    let blocks = match timeout(BLOCKS_WAIT + bulk_timeout(BLOCKS_MAX_BYTES as u64), asking).await {
+        Ok(Ok(blocks)) => blocks,
+        Ok(Err(error)) => {
+            tracing::debug!(%node, %error, "a peer gave no blocks");
+            return false;
+        }
+        Err(_) => return false,
+    };
+    if blocks.is_empty() {
+        return *node == market.node;
+    }
+    for block in blocks {
+        let chain = market.chain.clone();
+        let taken = tokio::task::spawn_blocking(move || chain.accept(&block));
+        if let Err(error) = taken.await.expect("replaying a block does not panic") {
+            tracing::warn!(%node, %error, from, "a block is not taken");
+            break;
         }
     }
-    None
+    *market.chain.height().borrow() >= from
 }
 
 /// Signs and submits this node's transactions, one after another.
