@@ -41,8 +41,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "ledger.rs",
-        "        if deal.status != Status::Open {\n            return Err(Refused::Closing);\n        }\n        let (client, delegate)",
-        "        let (client, delegate)",
+        "        if deal.status != Status::Open {\n            return Err(Refused::Closing);\n        }\n        if !deal.signers",
+        "        if !deal.signers",
         "a closing deal is not topped up",
     ),
     (
