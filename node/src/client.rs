@@ -19,6 +19,8 @@ use crate::peers::{PeerError, Peers};
 const CONCURRENT_PEERS: usize = 16;
 /// Providers that get a copy of the index at least, as far as that many are known.
 const INDEX_HOLDERS_MIN: usize = 16;
+/// How long a removal waits for copies of the index.
+const COPY_WITHIN: Duration = Duration::from_secs(10);
 /// Longest time for bringing one provider up to date with the index.
 const PUSH_MAX: Duration = Duration::from_secs(600);
 /// How long a put waits for enough providers to become known.
@@ -211,6 +213,14 @@ impl Client {
         }
         pushes.detach_all();
         (copies, failures)
+    }
+
+    /// Waits until the newest index entry survives this machine, or for a while if providers are away.
+    pub async fn copy_index(self: &Arc<Self>) {
+        let copying = tokio::time::timeout(COPY_WITHIN, self.push_index(self.index_copies));
+        if copying.await.is_err() {
+            tracing::warn!("the index could not be copied to enough providers yet");
+        }
     }
 
     /// Brings copies of the index up to date and, once enough are, deletes shards that no longer are in it. Not before: whoever recovers

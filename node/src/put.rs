@@ -243,7 +243,8 @@ pub async fn remove(client: &Arc<Client>, name: &str, force: bool) -> Result<boo
             client.catalog.change(Change::Remove { name: name.to_owned() }, &garbage, batch)?;
         }
     }
-    // The removal is durable. Telling providers may wait for those that are away.
+    // The removal is durable here. It should survive this machine, too; but it does not fail because providers are away.
+    client.copy_index().await;
     let client = client.clone();
     tokio::spawn(async move { client.tidy().await });
     Ok(true)
