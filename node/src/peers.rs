@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libp2p_stream::Control;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use spare_market::block::Block;
 use spare_market::index::LogEnd;
 use spare_market::keys::PublicKey;
@@ -585,18 +585,7 @@ impl Session {
         let Response::Blocks { len } = self.response_within(BLOCKS_WAIT + STALL_TIMEOUT).await? else {
             return Err(PeerError::Protocol("another answer than blocks"));
         };
-        if len as usize > BLOCKS_MAX_BYTES {
-            return Err(PeerError::Protocol("more blocks than an answer may have"));
-        }
-        let mut bytes = vec![0; len as usize];
-        for piece in bytes.chunks_mut(BULK_PIECE_BYTES) {
-            in_time(self.wire.recv.read_exact(piece)).await?;
-        }
-        let Response::Done = self.response().await? else {
-            return Err(PeerError::Protocol("another end than done"));
-        };
-        self.in_step = true;
-        Ok(from_bytes(&bytes, BLOCKS_MAX_BYTES).map_err(FrameError::from)?)
+        self.bulk(len, BLOCKS_MAX_BYTES).await
     }
 
     /// Puts a transaction on the ledger, if the peer is the market. Returns the height of its block, or why the ledger refused it.
@@ -623,9 +612,17 @@ impl Session {
         let Response::IndexEntry { len } = self.request(&Request::IndexRead { seq }).await? else {
             return Err(PeerError::Protocol("another answer than an index entry"));
         };
-        let max = spare_market::index::BODY_MAX_BYTES + 1024;
-        if len as usize > max {
-            return Err(PeerError::Protocol("an index entry beyond its bound"));
+        self.bulk(len, spare_market::index::BODY_MAX_BYTES + 1024).await
+    }
+
+    /// Reads the `len` bytes that an answer announced, at most `max_bytes`, and the end of the answer.
+    async fn bulk<T: Serialize + DeserializeOwned>(
+        &mut self,
+        len: u32,
+        max_bytes: usize,
+    ) -> Result<T, PeerError> {
+        if len as usize > max_bytes {
+            return Err(PeerError::Protocol("more bytes than an answer may have"));
         }
         let mut bytes = vec![0; len as usize];
         for piece in bytes.chunks_mut(BULK_PIECE_BYTES) {
@@ -635,6 +632,6 @@ impl Session {
             return Err(PeerError::Protocol("another end than done"));
         };
         self.in_step = true;
-        Ok(from_bytes(&bytes, max).map_err(FrameError::from)?)
+        Ok(from_bytes(&bytes, max_bytes).map_err(FrameError::from)?)
     }
 }
