@@ -29,7 +29,7 @@ pub enum Head {
 pub struct HeadV1 {
     /// The deal.
     pub deal: DealId,
-    /// Number; the first is 1, each is one more than the one before.
+    /// Number; the first is 1, each is higher than the one before.
     pub seq: u64,
     /// Commitment to the set of shards: the root of its sum-tree, or zeros for none.
     pub set_root: [u8; 32],
@@ -71,14 +71,6 @@ pub enum HeadError {
     Forked {
         /// Its number.
         seq: u64,
-    },
-    /// Heads in between are missing.
-    #[error("head {seq} does not follow head {newest}")]
-    Gap {
-        /// Its number.
-        seq: u64,
-        /// The newest known.
-        newest: u64,
     },
     /// A field is out of bounds.
     #[error("the head's {0} is out of bounds")]
@@ -136,7 +128,8 @@ impl AnchoredHead {
         Self { head: *head.value().v1(), hash: head_hash(&head.raw().bytes) }
     }
 
-    /// Checks that this head is newer than `newest`, and not another of its number. Skipped numbers are fine on the ledger.
+    /// Checks that this head is newer than `newest`, and not another of its number. Numbers may be skipped: a client never signs two heads
+    /// of one number, so it passes over that of a head which was refused.
     ///
     /// # Errors
     /// [`HeadError`]. A repeat of `newest` itself is [`HeadError::Stale`].
@@ -157,16 +150,6 @@ impl AnchoredHead {
             return Err(HeadError::Bounds("first period"));
         }
         Ok(())
-    }
-
-    /// Checks that this head is the very next after `newest`, as the two parties exchange them.
-    ///
-    /// # Errors
-    /// [`HeadError`].
-    pub fn check_follows(&self, deal: DealId, newest: Option<&Self>) -> Result<(), HeadError> {
-        self.check_supersedes(deal, newest)?;
-        let (seq, newest) = (self.head.seq, newest.map_or(0, |n| n.head.seq));
-        if seq == newest + 1 { Ok(()) } else { Err(HeadError::Gap { seq, newest }) }
     }
 }
 

@@ -161,9 +161,6 @@ impl Rules<'_> {
     /// The signer's account and grant after `amount` was put into a deal.
     fn spend(&self, state: &State, amount: Amount) -> Result<(Account, Delegate), Refused> {
         self.needs(Scope::Spend)?;
-        if amount == Amount::ZERO {
-            return Err(Refused::Nothing);
-        }
         let mut delegate = self.delegate.clone();
         let left = delegate.spend_cap.saturating_sub(delegate.spent);
         delegate.spent = delegate
@@ -231,6 +228,9 @@ impl Rules<'_> {
         if deal.terms.client != self.delegate.account {
             return Err(Refused::NotAParty);
         }
+        if amount == Amount::ZERO {
+            return Err(Refused::Nothing);
+        }
         if deal.status != Status::Open {
             return Err(Refused::Closing);
         }
@@ -285,8 +285,8 @@ impl Rules<'_> {
         if !deal.signers.contains(&signed.signer()) {
             return Err(Refused::VoucherSigner);
         }
-        if voucher.paid_through >= self.context.period {
-            return Err(Refused::VoucherEarly { through: voucher.paid_through });
+        if let Some(through) = voucher.paid_through.filter(|through| *through >= self.context.period) {
+            return Err(Refused::VoucherEarly { through });
         }
         voucher.check_improves(voucher.deal, deal.epoch, deal.paid, deal.paid_through)?;
         let promised = voucher.total.saturating_sub(deal.paid);
@@ -303,7 +303,7 @@ impl Rules<'_> {
         deal.escrow = deal.escrow.saturating_sub(amount);
         deal.paid = paid;
         deal.fee = deal.fee.checked_add(fee).ok_or(Refused::Supply)?;
-        deal.paid_through = Some(voucher.paid_through);
+        deal.paid_through = voucher.paid_through;
         let net = amount.saturating_sub(fee);
         let mut client = state.account(&deal.terms.client);
         client.spent = client.spent.checked_add(amount).ok_or(Refused::Supply)?;

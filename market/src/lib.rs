@@ -11,6 +11,7 @@
 //! | [`deal`] | everything between one client and one provider: terms, states, how long money lasts |
 //! | [`head`] | what a provider holds for a client and at which price, signed by both |
 //! | [`meter`] | what a deal has cost so far |
+//! | [`tab`] | what a client owes a provider, as either of them keeps it |
 //! | [`voucher`] | the client's cumulative promise to pay |
 //! | [`tx`], [`ledger`], [`block`], [`state`] | the ledger: transactions, the rules, blocks that anyone replays, the state and its root |
 //! | [`receipt`] | a provider's signature that it holds a shard, and that it sent certain bytes |
@@ -34,5 +35,6 @@ pub mod placement;
 pub mod receipt;
 pub mod signed;
 pub mod state;
+pub mod tab;
 pub mod tx;
 pub mod voucher;

@@ -27,8 +27,8 @@ pub struct VoucherV1 {
     pub deal: DealId,
     /// The deal's epoch; a claim raises it and voids what was signed before.
     pub epoch: u32,
-    /// The last period that is paid for.
-    pub paid_through: u64,
+    /// The last period that is paid for; `None` when it pays for reading alone, and no period of the deal is over yet.
+    pub paid_through: Option<u64>,
     /// Bytes read so far, which are part of `total`.
     pub read_bytes: u64,
     /// Everything promised under the deal so far.
@@ -63,13 +63,8 @@ pub enum VoucherError {
         known: u128,
     },
     /// It pays for fewer periods than one that is known.
-    #[error("the voucher pays through period {through}, one through period {known} is known")]
-    Backwards {
-        /// The last period that it pays for.
-        through: u64,
-        /// The last period paid for.
-        known: u64,
-    },
+    #[error("the voucher pays for fewer periods than one that is known")]
+    Backwards,
 }
 
 impl Voucher {
@@ -101,8 +96,9 @@ impl VoucherV1 {
         if self.total <= total {
             return Err(VoucherError::NotHigher { total: self.total.0, known: total.0 });
         }
-        if let Some(known) = through.filter(|known| self.paid_through < *known) {
-            return Err(VoucherError::Backwards { through: self.paid_through, known });
+        // `None` is before every period.
+        if self.paid_through < through {
+            return Err(VoucherError::Backwards);
         }
         Ok(())
     }

@@ -233,7 +233,7 @@ impl World {
         let voucher = VoucherV1 {
             deal: id,
             epoch: u32::from(self.dice.roll(20) == 0),
-            paid_through: period.saturating_sub(back),
+            paid_through: period.checked_sub(back),
             read_bytes: 0,
             total: Amount(known.paid + u128::from(self.dice.roll(1 << 36))),
         };

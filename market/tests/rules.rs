@@ -133,7 +133,13 @@ impl Market {
     }
 
     fn voucher(&self, deal: DealId, paid_through: u64, total: u128) -> SignedBytes {
-        let voucher = VoucherV1 { deal, epoch: 0, paid_through, read_bytes: 0, total: Amount(total) };
+        let voucher = VoucherV1 {
+            deal,
+            epoch: 0,
+            paid_through: Some(paid_through),
+            read_bytes: 0,
+            total: Amount(total),
+        };
         self.signed(Voucher::V1(voucher), &self.client.node)
     }
 
@@ -245,7 +251,8 @@ fn a_node_acts_by_the_newest_grant_of_its_one_account() {
     m.redeem(voucher).unwrap();
     // The second signs for the deal once it has put money into it, and so within its own cap.
     let by_second = |m: &Market, total| {
-        let voucher = VoucherV1 { deal, epoch: 0, paid_through: 49, read_bytes: 0, total: Amount(total) };
+        let voucher =
+            VoucherV1 { deal, epoch: 0, paid_through: Some(49), read_bytes: 0, total: Amount(total) };
         m.signed(Voucher::V1(voucher), &second.node)
     };
     let voucher = by_second(&m, 20);
@@ -359,13 +366,13 @@ fn a_vouchers_value_is_paid_once() {
         let voucher = m.voucher(deal, 10, total);
         assert_eq!(m.redeem(voucher), paid(total - if total == 109 { 100 } else { total - 10 }, fee, 0));
     }
-    let epoch = VoucherV1 { deal, epoch: 1, paid_through: 10, read_bytes: 0, total: Amount(300) };
+    let epoch = VoucherV1 { deal, epoch: 1, paid_through: Some(10), read_bytes: 0, total: Amount(300) };
     let epoch = m.signed(Voucher::V1(epoch), &party(2).node);
     assert_eq!(code(m.redeem(epoch)), "voucher_epoch");
-    let forged = VoucherV1 { deal, epoch: 0, paid_through: 10, read_bytes: 0, total: Amount(300) };
+    let forged = VoucherV1 { deal, epoch: 0, paid_through: Some(10), read_bytes: 0, total: Amount(300) };
     let forged = m.signed(Voucher::V1(forged), &party(3).node);
     assert_eq!(m.refused(&party(3), Action::Redeem { voucher: forged }), ("bad_voucher", Blame::Client));
-    let elsewhere = VoucherV1 { deal, epoch: 0, paid_through: 10, read_bytes: 0, total: Amount(300) };
+    let elsewhere = VoucherV1 { deal, epoch: 0, paid_through: Some(10), read_bytes: 0, total: Amount(300) };
     let elsewhere = Signed::new(Voucher::V1(elsewhere), NetworkId([9; 32]), &party(2).node).raw().clone();
     assert_eq!(code(m.redeem(elsewhere)), "bad_voucher");
     let voucher = m.voucher(deal, 10, 300);

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use spare_market::deal::DealId;
 use spare_market::grant::{Authority, Scope};
 use spare_market::index::IndexEntry;
 use spare_market::keys::{PublicKey, SigningSecret};
@@ -20,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::asks::AskBook;
+use crate::earn::Earner;
 use crate::frames::{
     FrameError, Hello, Refusal, RefusalCode, Request, Response, decode, read_body, read_frame, write_frame,
 };
@@ -31,7 +33,7 @@ use crate::limits::{
     SUBMISSIONS_PER_SUBNET_MAX, bulk_timeout, count_down,
 };
 use crate::market::{Market, NotTaken, SubmitError};
-use crate::shards::{Incoming, OpenShard, READ_MAX_BYTES, ShardError, Volume};
+use crate::shards::{Incoming, OpenShard, READ_MAX_BYTES, ShardError};
 use crate::transport::Wire;
 use crate::unix_now_s;
 
@@ -61,7 +63,7 @@ pub struct Answerer {
     network: NetworkId,
     node_key: SigningSecret,
     grant: SignedBytes,
-    volume: Option<Arc<Volume>>,
+    earner: Option<Arc<Earner>>,
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
     market: Option<Arc<Market>>,
@@ -115,12 +117,12 @@ async fn within<T, E: Into<SessionEnd>>(
 }
 
 impl Answerer {
-    /// Puts the parts together. Without a volume the node refuses to store, without a ledger it tells no blocks.
+    /// Puts the parts together. Without an earner the node refuses to store, without a ledger it tells no blocks.
     pub fn new(
         network: NetworkId,
         node_key: SigningSecret,
         grant: SignedBytes,
-        volume: Option<Arc<Volume>>,
+        earner: Option<Arc<Earner>>,
         logs: Arc<IndexLogs>,
         book: Arc<AskBook>,
         market: Option<Arc<Market>>,
@@ -130,7 +132,7 @@ impl Answerer {
             network,
             node_key,
             grant,
-            volume,
+            earner,
             logs,
             book,
             market,
@@ -222,7 +224,7 @@ impl Answerer {
                 let (asks, more) = self.book.page(skip as usize, unix_now_s());
                 Ok(Response::Asks { asks, more })
             }
-            Request::Store { shard_bytes } => self.store(wire, authority, shard_bytes).await?,
+            Request::Store { deal, shard_bytes } => self.store(wire, authority, deal, shard_bytes).await?,
             Request::Read { root, start, end, .. } => {
                 self.read(wire, authority, root, start..end, body).await?
             }
@@ -233,23 +235,84 @@ impl Answerer {
             Request::IndexRead { seq } => self.index_read(wire, authority, seq).await?,
             Request::Blocks { from } => self.blocks(wire, from).await?,
             Request::Submit { tx } => self.submit(wire.remote_ip.into(), tx).await,
+            Request::Terms => self.terms(authority),
+            Request::Head { head, add, remove } => self.head(authority, head, add, remove).await?,
+            Request::Vouchers { vouchers } => self.vouchers(authority, vouchers).await?,
+            Request::DealState { deal } => {
+                self.earning(authority, Scope::Read, move |earner, owner| {
+                    earner.state(&owner, deal).map(|state| Response::DealState(Box::new(state)))
+                })
+                .await?
+            }
+            Request::DealSet { deal, after } => {
+                self.earning(authority, Scope::Read, move |earner, owner| {
+                    earner.set(&owner, deal, after).map(|(members, more)| Response::DealSet { members, more })
+                })
+                .await?
+            }
         };
         let response = result.unwrap_or_else(Response::Refused);
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await
     }
 
-    /// The account the peer may act for in `scope`, and the volume.
+    /// The account the peer may act for in `scope`, and what this node has of its clients.
     fn storage(
         &self,
         authority: Option<&Authority>,
         scope: Scope,
-    ) -> Result<(PublicKey, &Arc<Volume>), Refusal> {
+    ) -> Result<(PublicKey, &Arc<Earner>), Refusal> {
         let account = account(authority, scope)?;
-        let volume = self
-            .volume
+        let earner = self
+            .earner
             .as_ref()
             .ok_or_else(|| Refusal::new(RefusalCode::NotAProvider, "this node offers no storage"))?;
-        Ok((account, volume))
+        Ok((account, earner))
+    }
+
+    /// Asks what this node has of its clients, in a thread that may block.
+    async fn earning(
+        &self,
+        authority: Option<&Authority>,
+        scope: Scope,
+        ask: impl FnOnce(&Arc<Earner>, PublicKey) -> Result<Response, Refusal> + Send + 'static,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let (owner, earner) = match self.storage(authority, scope) {
+            Ok((owner, earner)) => (owner, earner.clone()),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        Ok(tokio::task::spawn_blocking(move || ask(&earner, owner)).await?)
+    }
+
+    fn terms(&self, authority: Option<&Authority>) -> Result<Response, Refusal> {
+        let (client, earner) = self.storage(authority, Scope::Store)?;
+        Ok(Response::Terms(earner.terms(client).raw().clone()))
+    }
+
+    async fn head(
+        &self,
+        authority: Option<&Authority>,
+        head: SignedBytes,
+        add: Vec<Root>,
+        remove: Vec<Root>,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        self.earning(authority, Scope::Store, move |earner, owner| {
+            let full = earner.head(&owner, head, &add, &remove)?;
+            // The room is given back in a moment; whatever is not is found by the next sweep.
+            earner.clone().delete_soon(owner, remove);
+            Ok(Response::Head(full))
+        })
+        .await
+    }
+
+    async fn vouchers(
+        &self,
+        authority: Option<&Authority>,
+        vouchers: Vec<SignedBytes>,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        self.earning(authority, Scope::Read, move |earner, owner| {
+            earner.vouchers(&owner, vouchers).map(|()| Response::Done)
+        })
+        .await
     }
 
     /// Takes a shard. The bytes that follow `Ready` are always consumed, so that the session stays in step.
@@ -257,19 +320,22 @@ impl Answerer {
         &self,
         wire: &mut Wire,
         authority: Option<&Authority>,
+        deal: DealId,
         shard_bytes: u64,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let begun = self.storage(authority, Scope::Store).and_then(|(owner, volume)| {
-            if shard_bytes == 0 || shard_bytes > SHARD_MAX_BYTES {
-                return Err(Refusal::new(
-                    RefusalCode::TooLarge,
-                    format!("a shard has 1 to {SHARD_MAX_BYTES} bytes"),
-                ));
-            }
-            volume.begin(shard_bytes).map(|incoming| (owner, incoming)).map_err(refusal)
-        });
-        let (owner, incoming) = match begun {
-            Ok(begun) => begun,
+        let (owner, earner) = match self.storage(authority, Scope::Store) {
+            Ok((owner, earner)) => (owner, earner.clone()),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if shard_bytes == 0 || shard_bytes > SHARD_MAX_BYTES {
+            let why = format!("a shard has 1 to {SHARD_MAX_BYTES} bytes");
+            return Ok(Err(Refusal::new(RefusalCode::TooLarge, why)));
+        }
+        earner.await_deal(deal).await;
+        let begun = earner.admit(&owner, deal, shard_bytes);
+        let begun = begun.and_then(|()| earner.volume().begin(shard_bytes).map_err(refusal));
+        let incoming = match begun {
+            Ok(incoming) => incoming,
             Err(refusal) => return Ok(Err(refusal)),
         };
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
@@ -279,7 +345,9 @@ impl Answerer {
             Err(error) => return Ok(Err(refusal(error))),
         };
         let stored_s = unix_now_s();
-        let committed = tokio::task::spawn_blocking(move || incoming.commit(&owner, stored_s)).await?;
+        let commit =
+            move || incoming.commit(&owner, stored_s).inspect(|_| earner.stored(&owner, shard_bytes));
+        let committed = tokio::task::spawn_blocking(commit).await?;
         Ok(committed.map_err(refusal).map(|root| {
             let receipt = Receipt::V1 { owner, root, shard_bytes, stored_s };
             Response::Stored(Signed::new(receipt, self.network, &self.node_key).raw().clone())
@@ -295,14 +363,18 @@ impl Answerer {
         request: &[u8],
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
         let opened = match self.storage(authority, Scope::Read) {
-            Ok((owner, volume)) => {
-                let volume = volume.clone();
-                tokio::task::spawn_blocking(move || volume.open_shard(&owner, &root)).await?.map_err(refusal)
+            Ok((owner, earner)) => {
+                let earner = earner.clone();
+                let open = move || {
+                    let meter = ReadMeter::start(&earner, &owner, &root)?;
+                    Ok((earner.volume().open_shard(&owner, &root).map_err(refusal)?, meter))
+                };
+                tokio::task::spawn_blocking(open).await?
             }
             Err(refusal) => Err(refusal),
         };
-        let shard = match opened {
-            Ok(shard) => Arc::new(shard),
+        let (shard, mut meter) = match opened {
+            Ok((shard, meter)) => (Arc::new(shard), meter),
             Err(refusal) => return Ok(Err(refusal)),
         };
         let shard_bytes = shard.tree().shard_bytes();
@@ -328,6 +400,7 @@ impl Answerer {
             let following = batches.next().map(|items| read_batch(shard.clone(), items));
             let send = async {
                 ready.entries.iter().for_each(|entry| transcript.add(entry));
+                meter.sent_bytes += ready.group_bytes;
                 within(STALL_TIMEOUT, wire.send.write_pieces(&mut ready.pieces)).await
             };
             let Some(following) = following else {
@@ -348,8 +421,8 @@ impl Answerer {
         authority: Option<&Authority>,
         roots: Vec<Root>,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let (owner, volume) = match self.storage(authority, Scope::Store) {
-            Ok((owner, volume)) => (owner, volume.clone()),
+        let (owner, earner) = match self.storage(authority, Scope::Store) {
+            Ok((owner, earner)) => (owner, earner.clone()),
             Err(refusal) => return Ok(Err(refusal)),
         };
         if roots.len() > DELETE_MAX_ROOTS {
@@ -358,12 +431,7 @@ impl Answerer {
                 format!("at most {DELETE_MAX_ROOTS} shards at once"),
             )));
         }
-        let deleted = tokio::task::spawn_blocking(move || {
-            roots.iter().try_fold((0, 0), |(shards, freed), root| {
-                let bytes = volume.delete(&owner, root)?;
-                Ok::<_, ShardError>((shards + u32::from(bytes > 0), freed + bytes))
-            })
-        });
+        let deleted = tokio::task::spawn_blocking(move || earner.delete(&owner, &roots, u64::MAX));
         Ok(deleted
             .await?
             .map(|(shards, freed_bytes)| Response::Deleted { shards, freed_bytes })
@@ -371,7 +439,7 @@ impl Answerer {
     }
 
     fn holds(&self, authority: Option<&Authority>, roots: &[Root]) -> Result<Response, Refusal> {
-        let (owner, volume) = self.storage(authority, Scope::Read)?;
+        let (owner, earner) = self.storage(authority, Scope::Read)?;
         if roots.len() > DELETE_MAX_ROOTS {
             return Err(Refusal::new(
                 RefusalCode::TooLarge,
@@ -380,7 +448,7 @@ impl Answerer {
         }
         let held = roots
             .iter()
-            .map(|root| volume.record(&owner, root).map(|r| r.is_some()))
+            .map(|root| earner.volume().record(&owner, root).map(|r| r.is_some()))
             .collect::<Result<_, _>>();
         held.map(Response::Holding).map_err(|e| refusal(e.into()))
     }
@@ -621,6 +689,29 @@ struct Batch {
     pieces: Vec<Bytes>,
     /// What each item adds to the transcript.
     entries: Vec<Vec<u8>>,
+    /// Bytes of groups among the pieces.
+    group_bytes: u64,
+}
+
+/// Counts what a read sends, and puts it on the deal's tab however the read ends.
+struct ReadMeter {
+    earner: Arc<Earner>,
+    deal: Option<DealId>,
+    sent_bytes: u64,
+}
+
+impl ReadMeter {
+    fn start(earner: &Arc<Earner>, owner: &PublicKey, root: &Root) -> Result<Self, Refusal> {
+        Ok(Self { earner: earner.clone(), deal: earner.may_read(owner, root)?, sent_bytes: 0 })
+    }
+}
+
+impl Drop for ReadMeter {
+    fn drop(&mut self) {
+        if let Some(deal) = self.deal {
+            self.earner.note_read(deal, self.sent_bytes);
+        }
+    }
 }
 
 /// Splits a plan so that the groups of each part are at most [`READ_MAX_BYTES`] long.
@@ -666,6 +757,7 @@ async fn read_batch(
                 }
                 Item::Group { offset, len } => {
                     let at = (offset - start) as usize;
+                    batch.group_bytes += len as u64;
                     batch.pieces.push(bytes.slice(at..at + len));
                     batch.entries.push(hashes.next().expect("each group has a hash").to_vec());
                 }

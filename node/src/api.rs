@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+mod market;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
@@ -17,13 +19,8 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
-use spare_market::amount::{Amount, AmountError};
-use spare_market::block::Ledger;
-use spare_market::deal::Deal;
-use spare_market::keys::{PublicKey, PublicKeyError};
+use spare_market::keys::PublicKey;
 use spare_market::placement::{Candidate, Passed, Wish, choose, why_passed};
-use spare_market::state::Key;
-use spare_market::tx::Action;
 use spare_proofs::recipe::RecipeV1;
 use spare_proofs::tree::Root;
 use tokio_util::io::StreamReader;
@@ -35,8 +32,9 @@ use crate::catalog::BlobEntry;
 use crate::chain::ChainError;
 use crate::client::TransferState;
 use crate::config::Code;
+use crate::deals::DealError;
 use crate::get::{GetError, Reader};
-use crate::limits::{BLOCKS_PER_ANSWER_BYTES, DELETE_MAX_ROOTS, GETS_MAX, PUTS_MAX};
+use crate::limits::{DELETE_MAX_ROOTS, GETS_MAX, PUTS_MAX};
 use crate::market::SubmitError;
 use crate::node::Node;
 use crate::put::{PutError, PutOptions};
@@ -124,6 +122,9 @@ impl From<PutError> for ApiError {
             PutError::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, "no_room"),
             PutError::Providers { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_few_providers"),
             PutError::Transfer { .. } => (StatusCode::SERVICE_UNAVAILABLE, "providers_failed"),
+            PutError::Funds(DealError::Funds { .. }) => (StatusCode::PAYMENT_REQUIRED, "funds"),
+            PutError::Funds(_) => (StatusCode::SERVICE_UNAVAILABLE, "market_unreachable"),
+            PutError::Heads(_) => (StatusCode::SERVICE_UNAVAILABLE, "heads_not_signed"),
             PutError::Index { .. } => (StatusCode::SERVICE_UNAVAILABLE, "index_not_copied"),
             PutError::Source(_) => (StatusCode::BAD_REQUEST, "source_failed"),
             PutError::Meta(_) | PutError::Catalog(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -144,7 +145,7 @@ impl From<GetError> for ApiError {
 impl From<RecoverError> for ApiError {
     fn from(error: RecoverError) -> Self {
         match &error {
-            RecoverError::Catalog(_) => Self::internal(error),
+            RecoverError::Catalog(_) | RecoverError::Meta(_) => Self::internal(error),
             RecoverError::Nobody { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_providers", error),
             RecoverError::Nothing { .. } => Self::new(StatusCode::NOT_FOUND, "no_index", error),
             RecoverError::Busy => Self::new(StatusCode::CONFLICT, "busy", error),
@@ -186,6 +187,8 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+pub use market::{Balance, DealInfo, Earnings, Funding, MarketReport, Quote, Spending, Withdrawn};
+
 type Shared = State<Arc<Node>>;
 
 /// The router, and the OpenAPI document that describes it.
@@ -198,10 +201,14 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(recover))
         .routes(routes!(list_asks))
         .routes(routes!(status))
-        .routes(routes!(balance))
-        .routes(routes!(market_report))
-        .routes(routes!(market_fund))
-        .routes(routes!(market_blocks))
+        .routes(routes!(market::balance))
+        .routes(routes!(market::market_report))
+        .routes(routes!(market::market_fund))
+        .routes(routes!(market::market_blocks))
+        .routes(routes!(market::quote))
+        .routes(routes!(market::list_deals))
+        .routes(routes!(market::close_deal))
+        .routes(routes!(market::withdraw))
         .split_for_parts();
     let guarded = routes
         .layer(from_fn_with_state(Arc::new(blake3::hash(token.as_bytes())), require_token))
@@ -348,6 +355,9 @@ struct PutQuery {
     /// Whether a blob of that name may be replaced.
     #[serde(default)]
     replace: bool,
+    /// Highest price of storage that is paid, in credits per TB and month; the node's setting without it.
+    #[serde(default)]
+    max_price: Option<String>,
 }
 
 /// What a put did.
@@ -369,7 +379,7 @@ pub struct PutDone {
 /// Stores the request's body under a name. Repeating a put that was cut short resumes it.
 #[utoipa::path(put, path = "/v1/blobs/{name}", params(("name" = String, Path, description = "percent-encoded, `/` as `%2F`"), PutQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 201, body = PutDone), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
+    responses((status = 201, body = PutDone), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 402, body = ErrorBody),
         (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 429, body = ErrorBody), (status = 503, body = ErrorBody), (status = 507, body = ErrorBody)))]
 async fn put_blob(
     State(node): Shared,
@@ -394,19 +404,15 @@ async fn put_body(
     bytes: Option<u64>,
     body: &mut axum::body::BodyDataStream,
 ) -> Result<PutDone, ApiError> {
-    let code = match &query.code {
-        Some(text) => text
-            .replace(' ', "+")
-            .parse()
-            .map_err(|e: String| ApiError::new(StatusCode::BAD_REQUEST, "bad_code", e))?,
-        None => node.config.client.code,
-    };
+    let code = market::code_of(node, query.code.as_ref())?;
+    let price_max = market::price_max_of(node, query.max_price.as_ref())?;
     if node.client.count("put") >= PUTS_MAX {
         let message = format!("{PUTS_MAX} puts are under way; wait for one to finish");
         return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "busy", message));
     }
     let listed = node.client.list("put", name);
-    let options = PutOptions { name: name.to_owned(), geometry: code.0, replace: query.replace, bytes };
+    let options =
+        PutOptions { name: name.to_owned(), geometry: code.0, replace: query.replace, bytes, price_max };
     let source = StreamReader::new(body.map_err(std::io::Error::other));
     let entry = crate::put::put(&node.client, options, source, listed.transfer.clone()).await?;
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -727,6 +733,8 @@ pub struct Status {
     pub blobs: usize,
     /// Their length together.
     pub blob_bytes: u64,
+    /// What this client spends.
+    pub spending: Spending,
     /// Storage rented out, if any.
     pub provider: Option<ProviderStatus>,
     /// Bytes received over `spare/1`, frames included.
@@ -754,6 +762,8 @@ pub struct ProviderStatus {
     pub price: String,
     /// The lowest, the middle and the highest price of other providers; nothing if there are none.
     pub other_prices: Vec<String>,
+    /// What it brings.
+    pub earnings: Earnings,
 }
 
 /// The lowest, the middle and the highest price of storage that others ask.
@@ -775,7 +785,9 @@ fn resident_bytes() -> u64 {
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status), (status = 401, body = ErrorBody)))]
 async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
     let blobs = node.client.catalog.all()?;
+    let earnings = market::earnings(&node)?;
     let provider = node.volume.as_ref().map(|v| v.room()).map(|room| ProviderStatus {
+        earnings,
         offered_bytes: room.offered_bytes,
         used_bytes: room.used_bytes,
         free_bytes: room.free_bytes,
@@ -795,6 +807,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         known_providers: node.client.peers.book.valid(unix_now_s()).len(),
         blob_bytes: blobs.iter().map(|(_, entry)| entry.bytes).sum(),
         blobs: blobs.len(),
+        spending: market::spending(&node)?,
         provider,
         received_bytes: node.traffic.received_bytes.load(Ordering::Relaxed),
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
@@ -802,153 +815,6 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         transfers: node.client.transfers(),
         unfinished_puts: crate::put::unfinished(&node.client)?,
     }))
-}
-
-/// An account's money. Amounts are decimal text, in credits.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Balance {
-    /// The account.
-    pub account: String,
-    /// What can be put into deals.
-    pub free: String,
-    /// What is in deals: escrow and collateral.
-    pub locked: String,
-    /// What deals have paid to this account so far, after fees.
-    pub earned: String,
-    /// What this account's deals have paid to others so far.
-    pub spent: String,
-    /// The ledger's block that says so.
-    pub height: u64,
-}
-
-fn balance_of(ledger: &Ledger, account: &PublicKey) -> Balance {
-    let state = ledger.state();
-    let money = state.account(account);
-    let in_deal = |deal: &Deal| {
-        let escrow = if deal.terms.client == *account { deal.escrow.0 } else { 0 };
-        let collateral = if deal.terms.provider == *account { deal.terms.collateral.0 } else { 0 };
-        escrow + collateral
-    };
-    let locked = Amount(state.deals_of(account).map(|(_, deal)| in_deal(deal)).sum());
-    Balance {
-        account: account.to_string(),
-        free: money.free.to_string(),
-        locked: locked.to_string(),
-        earned: money.earned.to_string(),
-        spent: money.spent.to_string(),
-        height: ledger.tip().height,
-    }
-}
-
-/// Says how much money this node's account has.
-#[utoipa::path(get, path = "/v1/balance", responses((status = 200, body = Balance), (status = 401, body = ErrorBody)))]
-async fn balance(State(node): Shared) -> Result<Json<Balance>, ApiError> {
-    Ok(Json(node.market.chain.view(|ledger| balance_of(ledger, &node.identity.account))?))
-}
-
-/// The market as this node's ledger has it. Amounts are decimal text, in credits.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct MarketReport {
-    /// The market's node key.
-    pub market: String,
-    /// Whether this node is the market.
-    pub is_here: bool,
-    /// Height of the newest block.
-    pub height: u64,
-    /// Its unix time in seconds.
-    pub time_s: u64,
-    /// Hash of its header, which commits to all before.
-    pub block_hash: String,
-    /// Root of the state after it.
-    pub state_root: String,
-    /// The period of the newest block.
-    pub period: u64,
-    /// Length of a period in seconds.
-    pub period_s: u32,
-    /// The market's share of payments, in ten-thousandths.
-    pub fee_bps: u16,
-    /// Credits issued.
-    pub issued: String,
-    /// Paid to providers so far, fees included: the market's revenue is a part of this.
-    pub paid: String,
-    /// Fees kept so far.
-    pub fees: String,
-    /// Rewards paid so far. There are none.
-    pub rewards: String,
-    /// Accounts that ever had money.
-    pub accounts: usize,
-    /// Nodes registered.
-    pub nodes: usize,
-    /// Deals that are not closed.
-    pub deals: usize,
-}
-
-fn hex(bytes: [u8; 32]) -> String {
-    blake3::Hash::from_bytes(bytes).to_hex().to_string()
-}
-
-fn report(ledger: &Ledger, is_here: bool) -> MarketReport {
-    let (genesis, tip, totals) = (ledger.genesis().v1(), ledger.tip(), ledger.state().totals());
-    let count = |is: fn(&Key) -> bool| ledger.state().entries().filter(|(key, _)| is(key)).count();
-    MarketReport {
-        market: genesis.market.to_string(),
-        is_here,
-        height: tip.height,
-        time_s: tip.time_s,
-        block_hash: hex(tip.hash),
-        state_root: hex(ledger.state_root()),
-        period: ledger.period(),
-        period_s: genesis.period_s,
-        fee_bps: genesis.fee_bps,
-        issued: totals.issued.to_string(),
-        paid: totals.paid.to_string(),
-        fees: totals.fees.to_string(),
-        rewards: Amount::ZERO.to_string(),
-        accounts: count(|key| matches!(key, Key::Account(_))),
-        nodes: count(|key| matches!(key, Key::Delegate(_))),
-        deals: count(|key| matches!(key, Key::Deal(_))),
-    }
-}
-
-/// Says how the market stands.
-#[utoipa::path(get, path = "/v1/market", responses((status = 200, body = MarketReport), (status = 401, body = ErrorBody)))]
-async fn market_report(State(node): Shared) -> Result<Json<MarketReport>, ApiError> {
-    Ok(Json(node.market.chain.view(|ledger| report(ledger, node.market.is_here()))?))
-}
-
-/// Whom to fund with how much.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Funding {
-    /// The account, 64 hex digits.
-    pub account: String,
-    /// Credits, as decimal text.
-    pub amount: String,
-}
-
-/// Issues credits to an account. Only the market's node can.
-#[utoipa::path(post, path = "/v1/market/fund", request_body = Funding, responses((status = 200, body = Balance),
-    (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn market_fund(State(node): Shared, Json(funding): Json<Funding>) -> Result<Json<Balance>, ApiError> {
-    let bad = |code, error: String| ApiError::new(StatusCode::BAD_REQUEST, code, error);
-    let account: PublicKey =
-        funding.account.parse().map_err(|e: PublicKeyError| bad("bad_account", e.to_string()))?;
-    let amount = funding.amount.parse().map_err(|e: AmountError| bad("bad_amount", e.to_string()))?;
-    node.wallet.send(Action::Fund { account, amount }).await?;
-    Ok(Json(node.market.chain.view(|ledger| balance_of(ledger, &account))?))
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-struct BlocksQuery {
-    /// Height of the first block wanted; the first there is has height 1.
-    from: u64,
-}
-
-/// Sends blocks in their canonical encoding, as many as come to about a mebibyte; none when there are no more.
-#[utoipa::path(get, path = "/v1/market/blocks", params(BlocksQuery),
-    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 401, body = ErrorBody)))]
-async fn market_blocks(State(node): Shared, Query(query): Query<BlocksQuery>) -> Result<Vec<u8>, ApiError> {
-    let blocks = node.market.chain.blocks(query.from.max(1), BLOCKS_PER_ANSWER_BYTES)?;
-    Ok(spare_proofs::encode::to_bytes(&blocks))
 }
 
 /// Serves the API on `addr` until `stop` resolves; `ready` is told the address bound.

@@ -79,6 +79,13 @@ enum Command {
     Ticket,
     /// Say how much money this node's account has
     Balance,
+    /// List deals: what this node has others store, what it stores for others, and how long the money lasts
+    Deals {
+        #[command(subcommand)]
+        command: Option<DealsCommand>,
+    },
+    /// Have what clients have promised for storage paid out now, instead of about once a day
+    Withdraw,
     /// The market: its ledger, and issuing credits
     Market {
         #[command(subcommand)]
@@ -97,6 +104,18 @@ enum Command {
     },
     /// Run a whole network on this machine: put, kill, damage, get, recover
     Demo(crate::demo::DemoArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum DealsCommand {
+    /// Begin to close a deal; what is left of its escrow comes back after 3 periods
+    Close {
+        /// The deal, or the first 8 digits or more of it
+        deal: String,
+        /// Close it also if shards are stored under it, which are lost then
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,6 +188,12 @@ struct PutArgs {
     /// Replace a blob of that name
     #[arg(long)]
     replace: bool,
+    /// Pay at most this much, in credits per TB and month [default: the setting client.max_price]
+    #[arg(long, value_name = "CREDITS")]
+    max_price: Option<spare_market::amount::Amount>,
+    /// Do not ask before spending
+    #[arg(short, long, env = "SPARE_YES", value_parser = clap::builder::FalseyValueParser::new())]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -280,6 +305,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Ticket => show::ticket(&context).await,
             Command::Asks { why } => show::asks(&context, why).await,
             Command::Balance => market::balance(&context).await,
+            Command::Deals { command } => market::deals(&context, command).await,
+            Command::Withdraw => market::withdraw(&context).await,
             Command::Market { command } => market::run(&context, command).await,
             Command::Config { command: ConfigCommand::Show { origin } } => {
                 setup::show_config(&context, origin)

@@ -11,6 +11,7 @@ use spare_market::amount::StoragePrice;
 use spare_market::keys::PublicKey;
 
 use crate::catalog::{Catalog, Garbage};
+use crate::deals::{DealError, Deals, HeadChange};
 use crate::discover::Addresses;
 use crate::limits::DELETE_MAX_ROOTS;
 use crate::peers::{PeerError, Peers};
@@ -62,6 +63,8 @@ pub struct Client {
     pub peers: Arc<Peers>,
     /// This client's blobs.
     pub catalog: Arc<Catalog>,
+    /// This client's deals.
+    pub deals: Arc<Deals>,
     /// Held by puts and removals for reading, by recovery for writing: it moves names about.
     pub recovering: tokio::sync::RwLock<()>,
     /// Copies of the newest index entry that have to be made before anything may be deleted that older entries name.
@@ -107,6 +110,7 @@ impl Client {
     pub fn new(
         peers: Arc<Peers>,
         catalog: Arc<Catalog>,
+        deals: Arc<Deals>,
         addresses: Arc<Addresses>,
         index_copies: usize,
         price_max: StoragePrice,
@@ -114,6 +118,7 @@ impl Client {
         Self {
             peers,
             catalog,
+            deals,
             recovering: tokio::sync::RwLock::default(),
             index_copies,
             price_max,
@@ -256,11 +261,37 @@ impl Client {
         }
     }
 
+    /// Has `node` delete shards: those under a head by a head that removes them, others as they are.
+    async fn drop_at(&self, node: PublicKey, garbage: &[Garbage]) -> Result<(), DealError> {
+        let (mut remove, mut fresh) = (Vec::new(), Vec::new());
+        for Garbage { root, .. } in garbage {
+            match self.deals.covering(&node, root)? {
+                Some(_) => remove.push(*root),
+                None => fresh.push(*root),
+            }
+        }
+        if !fresh.is_empty() {
+            self.peers.with_session(&node, async |session| session.delete(&fresh).await).await?;
+        }
+        if !remove.is_empty() {
+            let change = HeadChange { add: Vec::new(), remove };
+            let failures = self.deals.exchange(BTreeMap::from([(node, change)]), self.index_hash()).await;
+            if let Some((_, error)) = failures.into_iter().next() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hash of the newest entry of this client's index, which heads carry.
+    pub fn index_hash(&self) -> [u8; 32] {
+        self.catalog.end().map_or([0; 32], |end| end.hash)
+    }
+
     /// Has `node` delete its share of garbage. Returns how many shards are off the list.
     async fn delete_at(&self, node: PublicKey, garbage: Vec<Garbage>) -> usize {
-        let roots: Vec<_> = garbage.iter().map(|g| g.root).collect();
-        match self.peers.with_session(&node, async |session| session.delete(&roots).await).await {
-            Ok(_) => match self.catalog.forget_garbage(&garbage) {
+        match self.drop_at(node, &garbage).await {
+            Ok(()) => match self.catalog.forget_garbage(&garbage) {
                 Ok(()) => garbage.len(),
                 Err(error) => {
                     tracing::error!(%error, "deleted shards could not be taken off the list");

@@ -69,6 +69,10 @@ pub struct ClientConfig {
     pub code: Code,
     /// Highest price of storage that is paid, in credits per TB and month; empty for any.
     pub max_price: MaxPrice,
+    /// Days of storage that are paid for in advance. What is not used comes back.
+    pub fund_days: u16,
+    /// Periods for which payment is promised in advance, so that providers are paid while this node sleeps. At most 30.
+    pub presign_periods: u8,
 }
 
 /// The `[network]` section.
@@ -115,6 +119,8 @@ impl Default for Config {
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),
                 max_price: MaxPrice(None),
+                fund_days: 30,
+                presign_periods: 0,
             },
             network: NetworkConfig { peers: Vec::new() },
         }

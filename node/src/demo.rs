@@ -13,11 +13,19 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::api::{BlobStat, ProviderInfo, PutDone};
+use crate::api::{
+    Balance, BlobStat, DealInfo, MarketReport, ProviderInfo, PutDone, Quote, Status, Withdrawn,
+};
 use crate::recover::Recovered;
 
 const PROVIDERS: usize = 12;
 const CODE: &str = "4+8";
+/// Length of a period here.
+const PERIOD_S: u32 = 2;
+/// What the client gets.
+const CREDITS: &str = "1000";
+/// How long it may take until every provider is promised payment.
+const PAID_WITHIN: Duration = Duration::from_secs(60);
 /// How long a started node may take to answer.
 const START_WITHIN: Duration = Duration::from_secs(20);
 
@@ -83,6 +91,8 @@ impl Demo {
     async fn play(&mut self, args: &DemoArgs) -> anyhow::Result<()> {
         let files = self.files(args)?;
         self.start_network().await?;
+        self.fund_client().await?;
+        self.show_prices(&files).await?;
         let mut stored = Vec::new();
         for file in &files {
             stored.push(self.put(file).await?);
@@ -93,7 +103,8 @@ impl Demo {
         self.damage_was_noticed(damaged)?;
         self.lose_client().await?;
         self.recover(files.len()).await?;
-        self.read_back(&files, "Read everything back again, on the recovered node").await
+        self.read_back(&files, "Read everything back again, on the recovered node").await?;
+        self.settle_up().await
     }
 
     fn say(&mut self, step: &str, detail: Value, text: impl Into<String>) {
@@ -168,12 +179,15 @@ impl Demo {
     }
 
     async fn start_network(&mut self) -> anyhow::Result<()> {
-        self.providers[0] = Some(self.start_node("provider-01", 1, &["--provide", "2GB"]).await?);
+        // The first node founds the network and so is its market, besides being a provider.
+        let period = PERIOD_S.to_string();
+        let founding = ["--provide", "2GB", "--period-s", &period, "--set", &price_of(0)];
+        self.providers[0] = Some(self.start_node("provider-01", 1, &founding).await?);
         let ticket = self.ticket(&self.dir.join("provider-01")).await?;
         for i in 1..PROVIDERS {
             let name = format!("provider-{:02}", i + 1);
-            self.providers[i] =
-                Some(self.start_node(&name, i + 1, &["--provide", "2GB", "--join", &ticket]).await?);
+            let joining = ["--provide", "2GB", "--join", &ticket, "--set", &price_of(i)];
+            self.providers[i] = Some(self.start_node(&name, i + 1, &joining).await?);
         }
         self.client = Some(self.start_node("client", 100, &["--join", &ticket]).await?);
         let started = Instant::now();
@@ -199,16 +213,145 @@ impl Demo {
         Ok(())
     }
 
+    async fn fund_client(&mut self) -> anyhow::Result<()> {
+        let client: Status = self.spare(&self.client_home(), &["status"]).await?;
+        let market = self.dir.join("provider-01");
+        let _: Balance = self.spare(&market, &["market", "fund", &client.account, CREDITS]).await?;
+        let started = Instant::now();
+        loop {
+            let balance: Balance = self.spare(&self.client_home(), &["balance"]).await?;
+            if balance.free == CREDITS {
+                break;
+            }
+            ensure!(started.elapsed() < START_WITHIN, "the client does not see its credits");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let text = format!(
+            "spare market fund {}.. {CREDITS}, at provider-01, which founded the network and keeps its ledger\na period lasts {PERIOD_S} s here, and prices are high enough for seconds to be worth something",
+            &client.account[..12]
+        );
+        self.say("Give the client money", json!({"credits": CREDITS}), text);
+        Ok(())
+    }
+
+    async fn show_prices(&mut self, files: &[PathBuf]) -> anyhow::Result<()> {
+        let asks: Vec<ProviderInfo> = self.spare(&self.client_home(), &["asks"]).await?;
+        let mut prices: Vec<String> = asks
+            .iter()
+            .map(|ask| format!("{} {}", ask.operator.trim_start_matches("provider-"), ask.price))
+            .collect();
+        prices.sort();
+        let mut lines = vec![format!("credits per TB and month: {}", prices.join(", "))];
+        let mut quotes = Vec::new();
+        for file in files {
+            let bytes = std::fs::metadata(file)?.len();
+            let api = crate::cli::ApiClient::of_home(&crate::home::Home::new(self.client_home()))?;
+            let query = [("bytes", bytes.to_string()), ("code", CODE.to_owned())];
+            let request = api.request(reqwest::Method::GET, &["quote"]).query(&query);
+            let quote: Quote = api.send(request).await?.json().await?;
+            lines.push(format!(
+                "{}: {} bytes stored as {CODE}, {} credits a month",
+                Self::blob_name(file),
+                quote.stored_bytes,
+                quote.month
+            ));
+            quotes.push(quote);
+        }
+        self.say("Ask what it costs", serde_json::to_value(quotes)?, lines.join("\n"));
+        Ok(())
+    }
+
+    /// Lets periods pass until every provider that is left was audited, promised and paid, and shows who has what.
+    async fn settle_up(&mut self) -> anyhow::Result<()> {
+        let client = self.client_home();
+        let started = Instant::now();
+        let alive: Vec<usize> = (0..PROVIDERS).filter(|i| self.providers[*i].is_some()).collect();
+        let deals = loop {
+            let deals: Vec<DealInfo> = self.spare(&client, &["deals"]).await?;
+            let is_promised = |i: &usize| {
+                let name = format!("provider-{:02}", i + 1);
+                deals.iter().any(|d| d.operator.as_ref() == Some(&name) && d.audits > 1 && d.promised != "0")
+            };
+            if alive.iter().all(is_promised) {
+                break deals;
+            }
+            ensure!(started.elapsed() < PAID_WITHIN, "not all providers were audited and promised payment");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        };
+        let mut rows = vec![format!(
+            "{:<12} {:>11} {:>7} {:>7} {:>12} {:>12}  state",
+            "provider", "stored", "price", "audits", "paid", "kept by it"
+        )];
+        let mut table = Vec::new();
+        for i in 0..PROVIDERS {
+            let name = format!("provider-{:02}", i + 1);
+            let deal = deals.iter().find(|d| d.operator.as_ref() == Some(&name));
+            let Some(deal) = deal else { continue };
+            let (paid, earned, state) = match &self.providers[i] {
+                Some(provider) => {
+                    let withdrawn: Withdrawn = self.spare(&provider.home, &["withdraw"]).await?;
+                    let own: Vec<DealInfo> = self.spare(&provider.home, &["deals"]).await?;
+                    let paid = own.first().map_or_else(|| "0".to_owned(), |d| d.paid.clone());
+                    (
+                        paid,
+                        withdrawn.balance.earned,
+                        if deal.failing.is_some() { "fails audits" } else { "up" },
+                    )
+                }
+                None => (deal.paid.clone(), "0".to_owned(), "killed, paid nothing since"),
+            };
+            if self.providers[i].is_some() {
+                ensure!(paid != "0" && earned != "0", "{name} was not paid");
+            }
+            rows.push(format!(
+                "{name:<12} {:>11} {:>7} {:>7} {:>12} {:>12}  {state}",
+                deal.bytes,
+                deal.price,
+                deal.audits,
+                nano(&paid),
+                nano(&earned)
+            ));
+            table.push(json!({"provider": i + 1, "bytes": deal.bytes, "audits": deal.audits, "paid": paid, "earned": earned}));
+        }
+        self.say("Who stored what, and was paid", json!(table), rows.join("\n"));
+        self.close_books().await
+    }
+
+    /// All money is accounted for, and another process comes to the same ledger.
+    async fn close_books(&mut self) -> anyhow::Result<()> {
+        let market = match &self.providers[0] {
+            Some(provider) => provider.home.clone(),
+            None => self.client_home(),
+        };
+        let report: MarketReport = self.spare(&market, &["market", "report"]).await?;
+        let verified: Value = self.spare(&self.client_home(), &["market", "verify"]).await?;
+        ensure!(verified["holds"] == true, "the ledger does not replay");
+        let balance: Balance = self.spare(&self.client_home(), &["balance"]).await?;
+        let text = format!(
+            "issued {}; paid for storage and reading {}, of which the market kept {};\nthe client has {} free and {} put aside for what is stored\nspare market verify, in a process of its own: {} blocks with {} transactions replayed,\nno money was made or lost, and the state root is the same: {}..",
+            report.issued,
+            report.paid,
+            report.fees,
+            balance.free,
+            balance.locked,
+            verified["height"],
+            verified["transactions"],
+            &verified["state_root"].as_str().unwrap_or_default()[..16]
+        );
+        self.say("Close the books", json!({"report": report, "verified": verified, "client": balance}), text);
+        Ok(())
+    }
+
     fn blob_name(file: &Path) -> String {
         file.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     async fn put(&mut self, file: &Path) -> anyhow::Result<PutDone> {
         let path = file.to_str().context("file names are UTF-8 here")?;
-        let done: PutDone = self.spare(&self.client_home(), &["put", path, "--code", CODE]).await?;
+        let done: PutDone = self.spare(&self.client_home(), &["put", path, "--code", CODE, "--yes"]).await?;
         ensure!(done.blob.bytes == std::fs::metadata(file)?.len(), "{path} was not stored whole");
         let text = format!(
-            "spare put {path} --code {CODE}\n{} bytes, encrypted, {} shards with signed receipts",
+            "spare put {path} --code {CODE}\n{} bytes, encrypted, {} shards, each countersigned by its provider under a head",
             done.blob.bytes, done.shards_sent
         );
         self.say(&format!("Put {}", done.blob.name), serde_json::to_value(&done)?, text);
@@ -237,11 +380,12 @@ impl Demo {
         bail!("no provider has shard {}", shard.root)
     }
 
-    /// SIGKILLs `count` providers, sparing the damaged one as long as there are others.
+    /// SIGKILLs `count` providers, sparing the market and the damaged one as long as there are others.
     async fn kill(&mut self, count: usize, damaged: usize) -> anyhow::Result<()> {
-        let mut order: Vec<usize> = (0..PROVIDERS).filter(|i| *i != damaged).collect();
+        let mut order: Vec<usize> = (1..PROVIDERS).filter(|i| *i != damaged).collect();
         order = order.sample(&mut rand::rng(), order.len()).copied().collect();
-        order.push(damaged);
+        order.extend([0, damaged]);
+        order.dedup();
         let mut killed = order[..count].to_vec();
         killed.sort_unstable();
         for i in &killed {
@@ -345,6 +489,17 @@ impl Demo {
             eprintln!("warning: {} could not be removed: {error}", self.dir.display());
         }
     }
+}
+
+/// The setting of provider `i`'s price. High, since a period is short.
+fn price_of(i: usize) -> String {
+    format!("provide.price={}", 500 + 40 * (i * 5 % PROVIDERS))
+}
+
+/// An amount of credits in billionths, for a column.
+fn nano(amount: &str) -> String {
+    let amount: spare_market::amount::Amount = amount.parse().unwrap_or_default();
+    format!("{:.1} n", amount.credits() * 1e9)
 }
 
 /// The file of shard `root` in a folder of shards.

@@ -19,6 +19,11 @@
 //!   IndexRead               -> <- IndexEntry; entry bytes, <- Done
 //!   Blocks                  -> <- Blocks; block bytes, <- Done
 //!   Submit                  -> <- Taken or NotTaken
+//!   Terms                   -> <- Terms(Signed Terms)
+//!   Head                    -> <- Head(FullHead)
+//!   Vouchers                -> <- Done
+//!   DealState               -> <- DealState
+//!   DealSet                 -> <- DealSet
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
@@ -26,9 +31,13 @@
 use std::io;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use spare_market::deal::DealId;
+use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
 use spare_market::signed::{NetworkId, SignedBytes};
+use spare_market::tab::Tab;
 use spare_proofs::encode::{DecodeError, from_bytes, to_bytes};
+use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -57,8 +66,10 @@ pub enum Request {
         /// How many to pass over.
         skip: u32,
     },
-    /// Keep a shard for the asker's account.
+    /// Keep a shard for the asker's account. Until a head covers it, it is kept for a limited time only.
     Store {
+        /// The deal that is to cover it.
+        deal: DealId,
         /// Its length.
         shard_bytes: u64,
     },
@@ -73,7 +84,7 @@ pub enum Request {
         /// Makes each signed answer unique.
         nonce: [u8; 16],
     },
-    /// Delete shards of the asker's account. Unknown ones are passed over.
+    /// Delete shards of the asker's account that no head covers. Others are passed over.
     Delete {
         /// The shards.
         roots: Vec<Root>,
@@ -104,6 +115,34 @@ pub enum Request {
     Submit {
         /// The transaction.
         tx: SignedBytes,
+    },
+    /// Offer terms for a deal with the asker's account.
+    Terms,
+    /// Countersign the next head of a deal. The same head again is answered with the same bytes.
+    Head {
+        /// The head, signed by the client.
+        head: SignedBytes,
+        /// Shards that it covers and the head before does not.
+        add: Vec<Root>,
+        /// Shards that the head before covers and it does not. They are deleted.
+        remove: Vec<Root>,
+    },
+    /// Take vouchers of one deal: the newest, and any that were signed beforehand.
+    Vouchers {
+        /// The vouchers, signed by the client.
+        vouchers: Vec<SignedBytes>,
+    },
+    /// How a deal of the asker's account stands, for a client that lost its own records.
+    DealState {
+        /// The deal.
+        deal: DealId,
+    },
+    /// The shards that the newest head of a deal covers, in order of root.
+    DealSet {
+        /// The deal.
+        deal: DealId,
+        /// The last shard of the page before.
+        after: Option<Root>,
     },
 }
 
@@ -167,6 +206,30 @@ pub enum Response {
         /// For a person.
         detail: String,
     },
+    /// Terms that the asker's account can take up.
+    Terms(SignedBytes),
+    /// The head, signed by both.
+    Head(FullHead),
+    /// How a deal stands.
+    DealState(Box<DealState>),
+    /// A page of the shards under a deal's newest head.
+    DealSet {
+        /// Some shards.
+        members: Vec<Member>,
+        /// Whether there are more after these.
+        more: bool,
+    },
+}
+
+/// A deal as its provider keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DealState {
+    /// The newest head.
+    pub head: Option<FullHead>,
+    /// The newest voucher.
+    pub voucher: Option<SignedBytes>,
+    /// What the provider has counted.
+    pub tab: Tab,
 }
 
 /// Who has to change something before a refused request can succeed.
@@ -217,6 +280,30 @@ pub enum RefusalCode {
     /// The node is not the market.
     #[error("not the market")]
     NotTheMarket,
+    /// There is no such deal between the two, or it is closing.
+    #[error("no deal")]
+    NoDeal,
+    /// The deal's money does not last beyond the locked grace.
+    #[error("not funded")]
+    Unfunded,
+    /// The head does not hold.
+    #[error("bad head")]
+    BadHead,
+    /// A newer head is known.
+    #[error("stale head")]
+    StaleHead,
+    /// Another head of this number is known.
+    #[error("forked head")]
+    ForkedHead,
+    /// The voucher does not hold, or pays too little.
+    #[error("bad voucher")]
+    BadVoucher,
+    /// A voucher that promises as much is known.
+    #[error("stale voucher")]
+    StaleVoucher,
+    /// More was read than is paid for.
+    #[error("payment due")]
+    PaymentDue,
 }
 
 /// A refusal: a stable code and a sentence for a person.
@@ -236,7 +323,10 @@ impl Refusal {
     pub fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
         use RefusalCode::*;
         let blame = match code {
-            OtherNetwork | NoAuthority | TooLarge | BadRange | BadIndexEntry | Malformed => Blame::Asker,
+            OtherNetwork | NoAuthority | TooLarge | BadRange | BadIndexEntry | Malformed | NoDeal
+            | Unfunded | BadHead | StaleHead | ForkedHead | BadVoucher | StaleVoucher | PaymentDue => {
+                Blame::Asker
+            }
             NotAProvider | NoRoom | NotHere | Unavailable | Busy | NotTheMarket => Blame::Answerer,
         };
         let mut detail = detail.into();
@@ -322,8 +412,9 @@ mod tests {
     #[test]
     fn golden_frames() {
         let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
-        // length, variant 1, shard_bytes as a varint
-        assert_eq!(hex(&encode(&Request::Store { shard_bytes: 300 })), "0300000001ac02");
+        // length, variant 1, deal, shard_bytes as a varint
+        let store = Request::Store { deal: DealId([0xdd; 32]), shard_bytes: 300 };
+        assert_eq!(hex(&encode(&store)), format!("2300000001{}ac02", "dd".repeat(32)));
         // length, variant 2, root, start, end, nonce
         let read = Request::Read { root: Root::from_bytes([0xaa; 32]), start: 1, end: 2, nonce: [0xbb; 16] };
         assert_eq!(hex(&encode(&read)), format!("3300000002{}0102{}", "aa".repeat(32), "bb".repeat(16)));

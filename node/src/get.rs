@@ -205,7 +205,7 @@ impl Reader {
                 outstanding.insert(shard, progress.clone());
                 asked.push(async move {
                     let result =
-                        self.client.peers.read(&node, root, shard_bytes, range, &progress.received).await;
+                        self.client.deals.read(&node, root, shard_bytes, range, &progress.received).await;
                     (shard, node, result)
                 });
             }

@@ -12,6 +12,14 @@ pub const FRAME_MAX_BYTES: usize = 256 * 1024;
 pub const SHARD_MAX_BYTES: u64 = 40 << 20;
 /// Most shards named in one delete.
 pub const DELETE_MAX_ROOTS: usize = 512;
+/// Most shards that one head adds, and that it removes.
+pub const HEAD_CHANGES_MAX: usize = 2048;
+/// Most shards in a page of a deal's set.
+pub const SET_PAGE_MAX: usize = 2048;
+/// Most deals that one client may have with a provider at once.
+pub const DEALS_PER_CLIENT_MAX: usize = 16;
+/// How long a stored shard that no head covers is kept, in seconds.
+pub const FRESH_LIFE_S: u64 = 24 * 3600;
 /// Most asks in one answer.
 pub const ASKS_PER_ANSWER_MAX: usize = 128;
 /// Bytes of asks after which an answer takes no more; one ask more still fits a frame.
@@ -101,6 +109,10 @@ pub const HEDGE_AFTER: Duration = Duration::from_millis(1500);
 pub const COOL_DOWN: Duration = Duration::from_secs(20);
 /// Copies of an index log that are fetched at once when recovering.
 pub const RECOVER_COPIES_AT_ONCE: usize = 4;
+/// Time for a deal that the asker sees on the ledger to appear on the answerer's.
+pub const DEAL_WAIT: Duration = Duration::from_secs(5);
+/// Segments after which a put has its shards covered by heads, well before providers lose patience.
+pub const SEGMENTS_PER_HEAD: usize = 64;
 /// Rounds of replacing failed providers while a segment is placed.
 pub const PLACE_ROUNDS_MAX: usize = 4;
 /// Segments in flight during a put: each holds at most about 40 MiB of plaintext.

@@ -234,31 +234,59 @@ impl Wallet {
     /// # Errors
     /// [`SubmitError`]. After `Peer` or `Slow` the transaction may have been taken all the same.
     pub async fn send(&self, action: Action) -> Result<u64, SubmitError> {
+        self.send_all(vec![action]).await.pop().expect("one action has one outcome")
+    }
+
+    /// Has the ledger do one action after the other, and waits until the last one's block has arrived here. Says of each what became of it.
+    pub async fn send_all(&self, actions: Vec<Action>) -> Vec<Result<u64, SubmitError>> {
         let _one_at_a_time = self.one_at_a_time.lock().await;
+        let mut number = None;
+        let mut outcomes = Vec::with_capacity(actions.len());
+        for action in actions {
+            outcomes.push(self.send_one(action, &mut number).await);
+        }
+        let newest = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok()).max().copied();
+        if let Some(height) = newest {
+            let mut arrived = self.market.chain.height();
+            if timeout(SUBMIT_TIMEOUT, arrived.wait_for(|newest| *newest >= height)).await.is_err() {
+                for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
+                    *outcome = Err(SubmitError::Slow { height });
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Submits an action under the next number: the one after `number`, which was taken just now, or after the last one in the ledger here.
+    async fn send_one(&self, action: Action, number: &mut Option<u64>) -> Result<u64, SubmitError> {
+        let last = |l: &Ledger| l.state().delegate(&self.node_key.public()).map_or(0, |d| d.number);
         let mut tries = 0;
         loop {
             tries += 1;
-            let sent = self.submit(action.clone()).await;
-            match sent {
+            let next = match *number {
+                Some(number) => number + 1,
+                None => self.market.chain.view(last)? + 1,
+            };
+            let sent = self.submit(action.clone(), next).await;
+            match &sent {
+                Ok(_) => *number = Some(next),
                 // The ledger here lags behind the market's; it will have caught up in a moment.
                 Err(SubmitError::NotTaken(refused))
                     if refused.code == "wrong_number" && tries < TRIES_MAX =>
                 {
+                    *number = None;
                     sleep(FOLLOW_PAUSE).await;
+                    continue;
                 }
-                Err(error) => return Err(error),
-                Ok(height) => {
-                    let mut arrived = self.market.chain.height();
-                    let arrives = timeout(SUBMIT_TIMEOUT, arrived.wait_for(|newest| *newest >= height)).await;
-                    return arrives.is_ok().then_some(height).ok_or(SubmitError::Slow { height });
-                }
+                // Whether it was taken is not known.
+                Err(SubmitError::Peer(_)) => *number = None,
+                Err(_) => {}
             }
+            return sent;
         }
     }
 
-    async fn submit(&self, action: Action) -> Result<u64, SubmitError> {
-        let last = |l: &Ledger| l.state().delegate(&self.node_key.public()).map_or(0, |d| d.number);
-        let number = self.market.chain.view(last)? + 1;
+    async fn submit(&self, action: Action, number: u64) -> Result<u64, SubmitError> {
         let tx = Signed::new(Tx::V1 { number, action }, self.peers.network(), &self.node_key).raw().clone();
         if self.market.is_here() {
             return self.market.submit(tx).await;

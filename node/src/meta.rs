@@ -7,6 +7,9 @@
 //! | `index` | account, seq | a client's signed index entry, kept for its recovery |
 //! | `blobs` | name | this client's blobs |
 //! | `puts` | name, or name and segment | this client's unfinished uploads |
+//! | `fresh` | owner, root | a stored shard that no head covers |
+//! | `deals` | side, deal | a deal, as this node keeps it as its client or its provider |
+//! | `sets` | deal, root | the shards under a deal's newest head, with their lengths |
 //! | `ledger` | key | an entry of the ledger's state |
 //! | `blocks` | height | a block of the ledger |
 //! | `state` | name | counters, the network, known asks, this client's own log |
@@ -32,18 +35,24 @@ pub enum Table {
     Index,
     Blobs,
     Puts,
+    Fresh,
+    Deals,
+    Sets,
     Ledger,
     Blocks,
     State,
 }
 
 impl Table {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Shards,
         Self::Pending,
         Self::Index,
         Self::Blobs,
         Self::Puts,
+        Self::Fresh,
+        Self::Deals,
+        Self::Sets,
         Self::Ledger,
         Self::Blocks,
         Self::State,
@@ -56,6 +65,9 @@ impl Table {
             Self::Index => "index",
             Self::Blobs => "blobs",
             Self::Puts => "puts",
+            Self::Fresh => "fresh",
+            Self::Deals => "deals",
+            Self::Sets => "sets",
             Self::Ledger => "ledger",
             Self::Blocks => "blocks",
             Self::State => "state",
@@ -98,6 +110,11 @@ enum Change {
 }
 
 impl Batch {
+    /// Whether nothing is to be written.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Sets a record.
     pub fn put<T: Serialize>(&mut self, table: Table, key: &[u8], value: &T) -> &mut Self {
         self.0.push(Change::Put(table, key.to_vec(), to_bytes(value)));
@@ -202,6 +219,14 @@ impl Meta {
         self.db.get_cf(self.table(table), key)?.map(|bytes| decode(table, &bytes)).transpose()
     }
 
+    /// Whether there is a record.
+    ///
+    /// # Errors
+    /// [`MetaError::Store`].
+    pub fn has(&self, table: Table, key: &[u8]) -> Result<bool, MetaError> {
+        Ok(self.db.get_pinned_cf(self.table(table), key)?.is_some())
+    }
+
     /// Reads a counter; one that was never added to is 0.
     ///
     /// # Errors
@@ -218,9 +243,24 @@ impl Meta {
         &self,
         table: Table,
         prefix: &[u8],
+        visit: impl FnMut(&[u8], T) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), MetaError> {
+        self.scan_from(table, prefix, None, visit)
+    }
+
+    /// As [`Self::scan`], but only from key `start` on.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn scan_from<T: Serialize + DeserializeOwned>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        start: Option<&[u8]>,
         mut visit: impl FnMut(&[u8], T) -> std::ops::ControlFlow<()>,
     ) -> Result<(), MetaError> {
-        for item in self.db.iterator_cf(self.table(table), IteratorMode::From(prefix, Direction::Forward)) {
+        let start = IteratorMode::From(start.unwrap_or(prefix), Direction::Forward);
+        for item in self.db.iterator_cf(self.table(table), start) {
             let (key, value) = item?;
             let Some(rest) = key.strip_prefix(prefix) else { break };
             if visit(rest, decode(table, &value)?).is_break() {

@@ -13,6 +13,7 @@ use spare_market::genesis::Genesis;
 use spare_market::grant::Authority;
 use spare_market::keys::SigningSecret;
 use spare_market::signed::Signed;
+use spare_market::voucher::AHEAD_MAX;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::answer::Answerer;
@@ -21,7 +22,9 @@ use crate::catalog::Catalog;
 use crate::chain::Chain;
 use crate::client::Client;
 use crate::config::Config;
+use crate::deals::Deals;
 use crate::discover::{Addresses, Discovery};
+use crate::earn::Earner;
 use crate::frames::PROTOCOL;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
@@ -57,6 +60,8 @@ pub struct Node {
     pub genesis: Genesis,
     /// Rented-out storage, if it offers any.
     pub volume: Option<Arc<Volume>>,
+    /// Deals of which it is the provider, if it offers any.
+    pub earner: Option<Arc<Earner>>,
     /// Bytes over the wire.
     pub traffic: Arc<Traffic>,
     /// Who is connected and where it listens.
@@ -96,7 +101,7 @@ impl Node {
         let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, config.provide.size.0));
         let volume = open_volume(home, &config, &meta)?;
         let chain = Arc::new(Chain::open(meta.clone(), genesis.clone())?);
-        let market = Arc::new(Market::start(chain, &genesis, identity.node_key()));
+        let market = Arc::new(Market::start(chain.clone(), &genesis, identity.node_key()));
         let traffic = Arc::new(Traffic::default());
 
         let direct_addr = SocketAddr::new(config.node.listen_ip, config.node.direct_port);
@@ -134,23 +139,38 @@ impl Node {
         ));
         let catalog = Arc::new(Catalog::new(meta.clone(), logs.clone(), identity.clone()));
         let index_copies = config.client.code.0.parity() + 1;
+        let wallet = Arc::new(Wallet::new(market.clone(), peers.clone(), identity.node_key()));
+        let deals = Arc::new(Deals::open(
+            &identity,
+            meta.clone(),
+            chain.clone(),
+            wallet.clone(),
+            peers.clone(),
+            u64::from(config.client.fund_days) * 24 * 3600,
+            usize::from(config.client.presign_periods).min(AHEAD_MAX),
+        )?);
         let client = Arc::new(Client::new(
             peers,
             catalog,
+            deals,
             addresses.clone(),
             index_copies,
             config.client.max_price.storage_price(),
         ));
+        let prices = (config.provide.price.storage_price(), config.provide.read_price.read_price());
+        let open_earner = |volume: Arc<Volume>| {
+            Earner::open(identity.account, identity.node_key(), prices, meta.clone(), chain.clone(), volume)
+        };
+        let earner = volume.clone().map(open_earner).transpose()?.map(Arc::new);
         let answerer = Arc::new(Answerer::new(
             identity.network,
             identity.node_key(),
             identity.grant.clone(),
-            volume.clone(),
+            earner.clone(),
             logs,
             book.clone(),
             Some(market.clone()),
         ));
-        let wallet = Arc::new(Wallet::new(market.clone(), client.peers.clone(), identity.node_key()));
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
@@ -160,6 +180,7 @@ impl Node {
             wallet,
             genesis,
             volume,
+            earner,
             traffic,
             addresses,
             started: Instant::now(),
@@ -173,6 +194,10 @@ impl Node {
             tokio::spawn(node.clone().repeat_ask());
         }
         tokio::spawn(node.clone().tidy());
+        tokio::spawn(crate::keep::run(node.client.clone()));
+        if let Some(earner) = node.earner.clone() {
+            tokio::spawn(earner.run(node.wallet.clone()));
+        }
         if !node.market.is_here() {
             let (market, peers) = (node.market.clone(), node.client.peers.clone());
             tokio::spawn(crate::market::follow(market, peers, node.addresses.clone()));

@@ -10,12 +10,15 @@ use bytes::Bytes;
 use libp2p_stream::Control;
 use serde::{Serialize, de::DeserializeOwned};
 use spare_market::block::Block;
+use spare_market::deal::DealId;
+use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
 use spare_market::keys::PublicKey;
 use spare_market::placement::{Candidate, Subnet};
 use spare_market::receipt::{ReadAnswer, Receipt, Transcript};
 use spare_market::signed::{NetworkId, Signed, SignedBytes, SignedError};
 use spare_proofs::encode::{from_bytes, to_bytes};
+use spare_proofs::sumtree::Member;
 use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier, VerifyError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -25,7 +28,9 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 use crate::asks::{AskBook, Provider};
 use crate::config::Transport;
 use crate::discover::Addresses;
-use crate::frames::{FrameError, Hello, PROTOCOL, Refusal, Request, Response, read_frame, write_frame};
+use crate::frames::{
+    DealState, FrameError, Hello, PROTOCOL, Refusal, Request, Response, read_frame, write_frame,
+};
 use crate::limits::{
     ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, COOL_DOWN, DIAL_TIMEOUT,
     HELLO_TIMEOUT, LEARN_TIMEOUT, RECEIPT_TIMEOUT, STALL_TIMEOUT, SUBMIT_TIMEOUT,
@@ -300,19 +305,20 @@ impl Peers {
         futures::future::join_all(learning).await;
     }
 
-    /// Stores a shard that arrives in `cells` on `node` and returns the checked receipt.
+    /// Stores a shard that arrives in `cells` on `node` under `deal` and returns the checked receipt.
     ///
     /// # Errors
     /// [`PeerError`]; `GivenUp` when `cells` ends early.
     pub async fn store(
         &self,
         node: &PublicKey,
+        deal: DealId,
         shard_bytes: u64,
         mut cells: mpsc::Receiver<Bytes>,
     ) -> Result<Receipt, PeerError> {
         let network = self.network();
         self.with_session(node, async |session| {
-            let receipt = session.store(shard_bytes, &mut cells).await?.check::<Receipt>(network)?;
+            let receipt = session.store(deal, shard_bytes, &mut cells).await?.check::<Receipt>(network)?;
             if receipt.signer() != *node {
                 return Err(PeerError::Protocol("the receipt is another node's"));
             }
@@ -440,10 +446,11 @@ impl Session {
 
     async fn store(
         &mut self,
+        deal: DealId,
         shard_bytes: u64,
         cells: &mut mpsc::Receiver<Bytes>,
     ) -> Result<SignedBytes, PeerError> {
-        let Response::Ready = self.request(&Request::Store { shard_bytes }).await? else {
+        let Response::Ready = self.request(&Request::Store { deal, shard_bytes }).await? else {
             return Err(PeerError::Protocol("another answer than ready"));
         };
         let mut sent = 0;
@@ -602,6 +609,83 @@ impl Session {
         };
         self.in_step = true;
         Ok(taken)
+    }
+
+    /// Terms that the peer offers this account.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn terms(&mut self) -> Result<SignedBytes, PeerError> {
+        let Response::Terms(terms) = self.request(&Request::Terms).await? else {
+            return Err(PeerError::Protocol("another answer than terms"));
+        };
+        self.in_step = true;
+        Ok(terms)
+    }
+
+    /// Has the peer countersign a head.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn head(
+        &mut self,
+        head: &SignedBytes,
+        add: Vec<Root>,
+        remove: Vec<Root>,
+    ) -> Result<FullHead, PeerError> {
+        let request = Request::Head { head: head.clone(), add, remove };
+        self.in_step = false;
+        in_time(write_frame(&mut self.wire.send, &request)).await?;
+        // The provider may have to see the deal on the ledger first.
+        let Response::Head(full) = self.response_within(RECEIPT_TIMEOUT).await? else {
+            return Err(PeerError::Protocol("another answer than a head"));
+        };
+        self.in_step = true;
+        if full.head != *head {
+            return Err(PeerError::Protocol("it countersigned another head"));
+        }
+        Ok(full)
+    }
+
+    /// Hands vouchers of one deal to the peer.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn vouchers(&mut self, vouchers: Vec<SignedBytes>) -> Result<(), PeerError> {
+        let Response::Done = self.request(&Request::Vouchers { vouchers }).await? else {
+            return Err(PeerError::Protocol("another answer than done"));
+        };
+        self.in_step = true;
+        Ok(())
+    }
+
+    /// How a deal of this account stands at the peer.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn deal_state(&mut self, deal: DealId) -> Result<DealState, PeerError> {
+        let Response::DealState(state) = self.request(&Request::DealState { deal }).await? else {
+            return Err(PeerError::Protocol("another answer than a deal"));
+        };
+        self.in_step = true;
+        Ok(*state)
+    }
+
+    /// A page of the shards under a deal's newest head at the peer, and whether there are more.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn deal_set(
+        &mut self,
+        deal: DealId,
+        after: Option<Root>,
+    ) -> Result<(Vec<Member>, bool), PeerError> {
+        let Response::DealSet { members, more } = self.request(&Request::DealSet { deal, after }).await?
+        else {
+            return Err(PeerError::Protocol("another answer than a set of shards"));
+        };
+        self.in_step = true;
+        Ok((members, more))
     }
 
     /// Reads entry `seq` of the account's index log at this peer.

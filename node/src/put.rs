@@ -1,18 +1,20 @@
-//! Put: read -> encrypt -> code -> whiten -> place -> transfer -> receipt -> recipe -> index.
+//! Put: read -> encrypt -> code -> whiten -> place -> transfer -> receipt -> head -> recipe -> index.
 //!
 //! A put is resumable. What was placed is journalled shard by shard; a repeated put of the same name reads the source again,
 //! and a segment whose plaintext is unchanged is recognised by its key and not sent again. If the source was edited in between, the
 //! segment's key, and with it every byte and root, is another, and the old shards are deleted.
 //!
-//! A put is done only when all n shards of every segment have signed receipts, and the index entry is on more providers than may be lost.
+//! A put is done only when all n shards of every segment are covered by heads that their providers countersigned, and the index entry is on more providers than may be lost.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
+use spare_market::amount::StoragePrice;
+use spare_market::deal::DealId;
 use spare_market::keys::PublicKey;
 use spare_market::placement::{Candidate, Placement, TooFewProviders, Wish, choose};
 use spare_market::receipt::Receipt;
@@ -21,6 +23,7 @@ use spare_proofs::erasure::Erasure;
 use spare_proofs::geometry::Geometry;
 use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe, segments_max};
 use spare_proofs::segment::SegmentCoder;
+use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
@@ -29,8 +32,11 @@ use crate::catalog::{
     BlobEntry, Catalog, CatalogError, Change, Garbage, INLINE_RECIPE_MAX_BYTES, RecipeAt, shards_of,
 };
 use crate::client::{Client, Transfer};
+use crate::deals::{DealError, HeadChange};
 use crate::get::GetError;
-use crate::limits::{CELLS_QUEUED_MAX, NAME_MAX_BYTES, PLACE_ROUNDS_MAX, SEGMENTS_IN_FLIGHT};
+use crate::limits::{
+    CELLS_QUEUED_MAX, NAME_MAX_BYTES, PLACE_ROUNDS_MAX, SEGMENTS_IN_FLIGHT, SEGMENTS_PER_HEAD,
+};
 use crate::meta::{Batch, MetaError, Table};
 use crate::peers::PeerError;
 use crate::unix_now_s;
@@ -46,6 +52,8 @@ pub struct PutOptions {
     pub replace: bool,
     /// Length of the source, where it is known beforehand.
     pub bytes: Option<u64>,
+    /// Highest price of storage that is paid.
+    pub price_max: StoragePrice,
 }
 
 /// Why a put did not finish. Whatever was placed is kept for the next try.
@@ -96,6 +104,14 @@ pub enum PutError {
         /// What happened.
         failures: String,
     },
+    /// The account has too little money.
+    #[error(transparent)]
+    Funds(DealError),
+    /// Providers took shards and did not sign for them.
+    #[error(
+        "providers took shards and did not countersign the head that covers them: {0}. The same put places those shards elsewhere"
+    )]
+    Heads(String),
     /// The blob is too long.
     #[error(
         "a blob at this code has at most {segments_max} segments of {segment_bytes} bytes; cut the source in parts"
@@ -173,6 +189,13 @@ impl SegmentJournal {
     }
 }
 
+/// A shard to be sent.
+struct Job {
+    shard: usize,
+    node: PublicKey,
+    deal: DealId,
+}
+
 /// A segment all of whose shards are placed.
 struct PlacedSegment {
     recipe: SegmentRecipe,
@@ -188,6 +211,17 @@ struct Put {
     geometry: Geometry,
     erasure: Arc<Erasure>,
     blob_key: Secret,
+    price_max: StoragePrice,
+    /// Bytes that each provider is likely to get.
+    expect_bytes: u64,
+    uncovered: Arc<Mutex<Uncovered>>,
+}
+
+/// Shards that are placed and not covered by a head yet.
+#[derive(Default)]
+struct Uncovered {
+    segments: usize,
+    shards: BTreeMap<PublicKey, HeadChange>,
 }
 
 /// Stores `source` under a name.
@@ -212,9 +246,10 @@ pub async fn put(
 
     check_room(client, &options)?;
     let blob_id = begin_or_resume(client, &options)?;
-    let put = Put::new(client, transfer, options.name.as_bytes(), options.geometry, blob_id);
+    let put = Put::new(client, transfer, &options, blob_id);
     let (recipe, placement) = put.store(source).await?;
     let entry = put.remember(recipe, placement, blob_id).await?;
+    put.cover().await?;
     finish(client, &options.name, entry.clone(), replaced).await?;
     replicate_index(client, options.geometry.parity() + 1).await?;
     Ok(entry)
@@ -332,21 +367,19 @@ fn recipe_journal_key(journal_key: &[u8]) -> Vec<u8> {
 }
 
 impl Put {
-    fn new(
-        client: &Arc<Client>,
-        transfer: Arc<Transfer>,
-        journal_key: &[u8],
-        geometry: Geometry,
-        blob_id: [u8; 16],
-    ) -> Self {
+    fn new(client: &Arc<Client>, transfer: Arc<Transfer>, options: &PutOptions, blob_id: [u8; 16]) -> Self {
+        let geometry = options.geometry;
         let blob_key = client.catalog.recipe_key().derive("spare 2026 blob key v1", &blob_id);
         Self {
             client: client.clone(),
             transfer,
-            journal_key: journal_key.to_vec(),
+            journal_key: options.name.clone().into_bytes(),
             geometry,
             erasure: Arc::new(Erasure::new(geometry)),
             blob_key,
+            price_max: options.price_max,
+            expect_bytes: options.bytes.unwrap_or(0).div_ceil(geometry.k() as u64),
+            uncovered: Arc::default(),
         }
     }
 
@@ -394,17 +427,80 @@ impl Put {
             if round > 0 {
                 self.transfer.shards_replaced.fetch_add(missing.len() as u64, Ordering::Relaxed);
             }
-            let providers =
-                self.choose(index, &journal, &missing, coder.layout().shard_bytes() as u64, &failures)?;
-            let jobs = missing.into_iter().zip(providers).collect();
+            let shard_bytes = coder.layout().shard_bytes() as u64;
+            let providers = self.choose(index, &journal, &missing, shard_bytes, &failures)?;
+            let jobs = self.fund(missing, providers, shard_bytes, &mut failures).await?;
             self.upload(index, &coder, &plaintext, jobs, &mut journal, &mut failures).await?;
         }
         self.transfer.done_bytes.fetch_add(plaintext.len() as u64, Ordering::Relaxed);
+        if self.note_uncovered(&journal, coder.layout().shard_bytes() as u64) >= SEGMENTS_PER_HEAD {
+            self.cover().await?;
+        }
         let (holders, roots) = journal.placed.into_iter().flatten().unzip();
         Ok(PlacedSegment {
             recipe: SegmentRecipe { key, plaintext_bytes: plaintext.len() as u32, roots },
             holders,
         })
+    }
+
+    /// Makes sure that each of `providers` is paid for its shard. Those with whom that fails are left out, and noted among the failures.
+    async fn fund(
+        &self,
+        shards: Vec<usize>,
+        providers: Vec<PublicKey>,
+        shard_bytes: u64,
+        failures: &mut BTreeMap<PublicKey, String>,
+    ) -> Result<Vec<Job>, PutError> {
+        let ensured =
+            self.client.deals.ensure(&providers, shard_bytes, self.expect_bytes, self.price_max).await;
+        let mut jobs = Vec::new();
+        for ((shard, node), deal) in shards.into_iter().zip(providers).zip(ensured.map_err(PutError::Funds)?)
+        {
+            match deal {
+                Ok(deal) => jobs.push(Job { shard, node, deal }),
+                Err(error) => {
+                    tracing::info!(%node, %error, "no deal could be made");
+                    failures.insert(node, error.to_string());
+                }
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Notes the shards of a segment for the next heads. Returns how many segments wait for that.
+    fn note_uncovered(&self, journal: &SegmentJournal, shard_bytes: u64) -> usize {
+        let mut uncovered = self.uncovered.lock().expect("no holder panics");
+        for (node, root) in journal.placed.iter().flatten() {
+            uncovered.shards.entry(*node).or_default().add.push(Member { root: *root, bytes: shard_bytes });
+        }
+        uncovered.segments += 1;
+        uncovered.segments
+    }
+
+    /// Has providers sign for the shards that were placed. With those that do not, nothing counts as placed.
+    async fn cover(&self) -> Result<(), PutError> {
+        let Uncovered { shards, .. } = std::mem::take(&mut *self.uncovered.lock().expect("no holder panics"));
+        let failed = self.client.deals.exchange(shards, self.client.index_hash()).await;
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let failures: BTreeMap<PublicKey, String> =
+            failed.into_iter().map(|(node, error)| (node, error.to_string())).collect();
+        let mut batch = Batch::default();
+        for journal_key in [self.journal_key.clone(), recipe_journal_key(&self.journal_key)] {
+            let prefix = [&journal_key[..], b"\0"].concat();
+            let segments = self.client.catalog.meta().all::<SegmentJournal>(Table::Puts, &prefix)?;
+            for (rest, mut segment) in segments {
+                for placed in &mut segment.placed {
+                    if placed.is_some_and(|(node, _)| failures.contains_key(&node)) {
+                        segment.lost.extend(placed.take());
+                    }
+                }
+                batch.put(Table::Puts, &[&prefix[..], &rest].concat(), &segment);
+            }
+        }
+        self.client.catalog.meta().note(&batch)?;
+        Err(PutError::Heads(list(&failures)))
     }
 
     async fn key_of(&self, index: u64, attempt: u32, plaintext: Arc<Vec<u8>>) -> SegmentKey {
@@ -482,7 +578,7 @@ impl Put {
         let (taken, open): (Vec<Candidate>, Vec<Candidate>) =
             candidates.into_iter().partition(|c| holding.contains(&c.node));
         let open: Vec<Candidate> = open.into_iter().filter(|c| !failures.contains_key(&c.node)).collect();
-        let wish = Wish { providers: missing.len(), shard_bytes, price_max: self.client.price_max };
+        let wish = Wish { providers: missing.len(), shard_bytes, price_max: self.price_max };
         let chosen = choose(&open, &taken, &wish, &rand::random());
         let chosen = chosen.map_err(|mut source| {
             source.needed = self.geometry.n();
@@ -504,7 +600,7 @@ impl Put {
         index: u64,
         coder: &Arc<SegmentCoder>,
         plaintext: &Arc<Vec<u8>>,
-        jobs: Vec<(usize, PublicKey)>,
+        jobs: Vec<Job>,
         journal: &mut SegmentJournal,
         failures: &mut BTreeMap<PublicKey, String>,
     ) -> Result<(), PutError> {
@@ -513,11 +609,11 @@ impl Put {
         let journal_key = segment_key(&self.journal_key, index);
         let mut senders = Vec::with_capacity(jobs.len());
         let mut uploads = futures::stream::FuturesUnordered::new();
-        for (shard, node) in jobs {
+        for Job { shard, node, deal } in jobs {
             let (sender, cells) = mpsc::channel(CELLS_QUEUED_MAX);
             senders.push((shard, sender));
             let peers = self.client.peers.clone();
-            uploads.push(async move { (shard, node, peers.store(&node, shard_bytes, cells).await) });
+            uploads.push(async move { (shard, node, peers.store(&node, deal, shard_bytes, cells).await) });
         }
         let (coder, plaintext) = (coder.clone(), plaintext.clone());
         let mut coding = tokio::task::spawn_blocking(move || code_into(&coder, &plaintext, senders));
@@ -533,6 +629,7 @@ impl Put {
                     Some((shard, node, Ok(receipt))) => receipts.push((shard, node, receipt)),
                     Some((shard, node, Err(error))) => {
                         tracing::info!(segment = index, shard, %node, %error, "a shard goes to another provider");
+                        self.client.deals.give_up(&node, shard_bytes);
                         failures.insert(node, error.to_string());
                     }
                 }
@@ -565,11 +662,18 @@ impl Put {
         let recipe = if sealed.len() <= INLINE_RECIPE_MAX_BYTES {
             RecipeAt::Inline(sealed)
         } else {
-            let journal_key = recipe_journal_key(&self.journal_key);
-            let outer =
-                Self::new(&self.client, Arc::new(Transfer::default()), &journal_key, self.geometry, blob_id);
-            let blob_key = outer.blob_key.derive("spare 2026 recipe blob v1", &[]);
-            let (recipe, placement) = Self { blob_key, ..outer }.store(&sealed[..]).await?;
+            let outer = Self {
+                client: self.client.clone(),
+                transfer: Arc::default(),
+                journal_key: recipe_journal_key(&self.journal_key),
+                geometry: self.geometry,
+                erasure: self.erasure.clone(),
+                blob_key: self.blob_key.derive("spare 2026 recipe blob v1", &[]),
+                price_max: self.price_max,
+                expect_bytes: 0,
+                uncovered: self.uncovered.clone(),
+            };
+            let (recipe, placement) = outer.store(&sealed[..]).await?;
             self.client.catalog.cache_recipe(&blob_id, &sealed)?;
             RecipeAt::Stored { recipe: recipe.seal(self.client.catalog.recipe_key()), placement }
         };

@@ -15,6 +15,7 @@ use spare_market::signed::Signed;
 use crate::catalog::CatalogError;
 use crate::client::Client;
 use crate::limits::{INDEX_ENTRIES_MAX, INDEX_MAX_BYTES, RECOVER_COPIES_AT_ONCE, bulk_timeout};
+use crate::meta::MetaError;
 use crate::peers::{PeerError, Peers};
 
 /// What recovery found.
@@ -58,6 +59,9 @@ pub enum RecoverError {
     /// The local records failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// The local records failed.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
 }
 
 /// Rebuilds the list of blobs from the copies that providers keep.
@@ -98,6 +102,7 @@ pub async fn recover(client: &Arc<Client>) -> Result<Recovered, RecoverError> {
         };
         match adopted {
             Ok(blobs) => {
+                client.deals.take_over_from_now_on()?;
                 return Ok(Recovered {
                     blobs,
                     index_seq: end.seq,

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Storing: reserve room -> write and hash -> fsync the file -> note the name as pending -> rename -> fsync the folder
-//! -> one synced metadata write that adds the record and the used room and clears the note. A crash leaves either a complete
-//! record, or a file that the next start removes by its note; files are never walked.
+//! -> one metadata write that adds the record and the used room and clears the note. A crash leaves either a complete
+//! record, or a file that the next start removes by its note; files are never walked. That write is not synced: a shard counts as placed only
+//! once a head covers it, and the head's write, which is, comes after it in the same log. Until then it is *fresh*, and can go away again.
 //!
 //! **Used room** is what `du` counts for the volume: allocated blocks of files and folders, not lengths.
 
@@ -46,6 +47,18 @@ pub enum ShardRecord {
         disk_bytes: u64,
         /// Unix time in seconds of the receipt.
         stored_s: u64,
+    },
+}
+
+/// A stored shard that no head covers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fresh {
+    /// The first version.
+    V1 {
+        /// Unix time in seconds since when; 0 for one that a head removed.
+        since_s: u64,
+        /// Its length.
+        shard_bytes: u64,
     },
 }
 
@@ -156,7 +169,8 @@ fn remove_durably(path: &Path) -> io::Result<()> {
     File::open(path.parent().expect("a file lies in a folder"))?.sync_all()
 }
 
-fn key(owner: &PublicKey, root: &Root) -> Vec<u8> {
+/// The key of a shard in the tables `shards` and `fresh`.
+pub fn shard_key(owner: &PublicKey, root: &Root) -> Vec<u8> {
     [&owner.to_bytes()[..], root.as_bytes()].concat()
 }
 
@@ -296,22 +310,29 @@ impl Volume {
     /// # Errors
     /// When the metadata store fails.
     pub fn record(&self, owner: &PublicKey, root: &Root) -> Result<Option<ShardRecord>, MetaError> {
-        self.meta.get(Table::Shards, &key(owner, root))
+        self.meta.get(Table::Shards, &shard_key(owner, root))
     }
 
-    /// Deletes a shard and returns the disk given back, 0 when it is not here.
+    /// Deletes a shard that no head covers, if that is so since unix time `until_s` or longer. Returns the disk given back, 0 when there is
+    /// no such shard.
     ///
     /// # Errors
     /// When the disk or the metadata store fails.
-    pub fn delete(&self, owner: &PublicKey, root: &Root) -> Result<u64, ShardError> {
+    pub fn delete(&self, owner: &PublicKey, root: &Root, until_s: u64) -> Result<u64, ShardError> {
         let _one_at_a_time = self.change(root);
-        let key = key(owner, root);
+        let key = shard_key(owner, root);
+        match self.meta.get::<Fresh>(Table::Fresh, &key)? {
+            Some(Fresh::V1 { since_s, .. }) if since_s <= until_s => {}
+            _ => return Ok(0),
+        }
         let Some(ShardRecord::V1 { disk_bytes, .. }) = self.meta.get(Table::Shards, &key)? else {
+            self.meta.note(Batch::default().delete(Table::Fresh, &key))?;
             return Ok(0);
         };
         let name = file_name(owner, root);
         let mut batch = Batch::default();
-        batch.delete(Table::Shards, &key).put(Table::Pending, name.as_bytes(), &key);
+        batch.delete(Table::Shards, &key).delete(Table::Fresh, &key);
+        batch.put(Table::Pending, name.as_bytes(), &key);
         self.meta.commit(batch.add(Table::State, USED_KEY, -(disk_bytes as i64)))?;
         match remove_durably(&self.path(owner, root)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -387,7 +408,7 @@ impl Incoming {
         written.map_err(|e| full_or(e, self.reservation.bytes))
     }
 
-    /// Makes the shard durable and returns its root. Blocks.
+    /// Makes the shard's file durable, puts it on record as fresh, and returns its root. Blocks.
     ///
     /// # Errors
     /// When the disk or the metadata store fails. Nothing is on record then; a file that was renamed already is removed at the next start.
@@ -404,8 +425,13 @@ impl Incoming {
         let root = tree.root();
         let volume = self.reservation.volume.clone();
         let _one_at_a_time = volume.change(&root);
-        let key = key(owner, &root);
-        if volume.meta.get::<ShardRecord>(Table::Shards, &key)?.is_some() {
+        let key = shard_key(owner, &root);
+        let fresh = Fresh::V1 { since_s: now_s, shard_bytes: self.shard_bytes };
+        if volume.meta.has(Table::Shards, &key)? {
+            // One that is about to be deleted stays.
+            if volume.meta.has(Table::Fresh, &key)? {
+                volume.meta.note(Batch::default().put(Table::Fresh, &key, &fresh))?;
+            }
             return Ok(root);
         }
         let name = file_name(owner, &root);
@@ -417,8 +443,9 @@ impl Incoming {
         let record =
             ShardRecord::V1 { shard_bytes: self.shard_bytes, disk_bytes: file_disk_bytes, stored_s: now_s };
         let mut batch = Batch::default();
-        batch.put(Table::Shards, &key, &record).delete(Table::Pending, name.as_bytes());
-        volume.meta.commit(batch.add(Table::State, USED_KEY, file_disk_bytes as i64))?;
+        batch.put(Table::Shards, &key, &record).put(Table::Fresh, &key, &fresh);
+        batch.delete(Table::Pending, name.as_bytes());
+        volume.meta.note(batch.add(Table::State, USED_KEY, file_disk_bytes as i64))?;
         volume.used_bytes.fetch_add(file_disk_bytes, Ordering::Relaxed);
         volume.folder_bytes[usize::from(root.as_bytes()[0])]
             .store(disk_bytes(&folder.metadata()?), Ordering::Relaxed);
@@ -526,7 +553,7 @@ mod tests {
         let roots: Vec<Root> = shards.iter().map(|s| store(&volume, s).unwrap()).collect();
         assert_eq!(roots[4], Root::of(&shards[4]));
         assert_eq!(volume.room().used_bytes, du(&dir.path().join("volume")));
-        volume.delete(&OWNER, &roots[3]).unwrap();
+        volume.delete(&OWNER, &roots[3], u64::MAX).unwrap();
         assert!(matches!(volume.open_shard(&OWNER, &roots[3]), Err(ShardError::NotHere)));
         drop(volume);
         let volume = open(dir.path(), 1 << 30);
@@ -569,7 +596,7 @@ mod tests {
                             Ok(_) | Err(ShardError::NotHere) => {}
                             Err(error) => panic!("{error}"),
                         }
-                        volume.delete(&OWNER, &root).unwrap();
+                        volume.delete(&OWNER, &root, u64::MAX).unwrap();
                     }
                 });
             }
@@ -607,7 +634,10 @@ mod tests {
         let Fixture { dir, volume } = fixture(1 << 30);
         let root = Root::of(b"orphan");
         let name = file_name(&OWNER, &root);
-        volume.meta.note(Batch::default().put(Table::Pending, name.as_bytes(), &key(&OWNER, &root))).unwrap();
+        volume
+            .meta
+            .note(Batch::default().put(Table::Pending, name.as_bytes(), &shard_key(&OWNER, &root)))
+            .unwrap();
         let path = volume.path(&OWNER, &root);
         fs::write(&path, b"orphan").unwrap();
         fs::write(volume.dir.join("incoming/9"), b"half").unwrap();

@@ -243,7 +243,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         index_hash: [0; 32],
     });
     let voucher =
-        Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: 8, read_bytes: 9, total: Amount(77) });
+        Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: Some(8), read_bytes: 9, total: Amount(77) });
     let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
     let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
     let place = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();

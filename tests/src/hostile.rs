@@ -6,24 +6,34 @@ use std::sync::{Arc, Mutex};
 
 use spare::answer::Answerer;
 use spare::asks::AskBook;
+use spare::chain::Chain;
+use spare::config::Transport;
 use spare::discover::Discovery;
+use spare::earn::Earner;
 use spare::frames::{Hello, Refusal, RefusalCode, Request, Response, read_frame, write_frame};
 use spare::home::{Identity, Ticket};
 use spare::index_log::IndexLogs;
+use spare::market::{Market, Wallet, follow};
 use spare::meta::Meta;
+use spare::peers::{Credentials, Peers};
 use spare::shards::Volume;
 use spare::transport::{Direct, SendHalf, Traffic, Wire};
 use spare::unix_now_s;
-use spare_market::amount::{ReadPrice, StoragePrice};
+use spare_market::amount::{Amount, ReadPrice, StoragePrice};
 use spare_market::ask::{Ask, AskV1};
+use spare_market::deal::{Terms, TermsV1};
+use spare_market::grant::Authority;
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd, entry_hash};
-use spare_market::keys::Seed;
+use spare_market::keys::{PublicKey, Seed};
 use spare_market::receipt::Receipt;
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_proofs::cipher::Secret;
 use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What hostile providers ask.
+const PRICES: (StoragePrice, ReadPrice) = (StoragePrice(1000), ReadPrice(0));
 
 /// How a provider misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +102,7 @@ impl HostileProvider {
     /// When it cannot start.
     pub async fn start(ticket: &str, subnet: u8, misdeed: Misdeed) -> Self {
         let (network, bootstrap) = open_ticket(ticket);
+        let Ticket::V1 { genesis, .. } = ticket.parse().expect("a ticket");
         let identity = stranger(network);
         let dir = tempfile::tempdir().expect("a folder can be made");
         let meta = Arc::new(Meta::open(&dir.path().join("meta")).expect("a store can be made"));
@@ -99,18 +110,22 @@ impl HostileProvider {
         let volume = Arc::new(
             Volume::open(&dir.path().join("volume"), meta.clone(), 10 << 30).expect("a volume opens"),
         );
-        let logs = Arc::new(IndexLogs::new(meta, identity.account, 10 << 30));
+        let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, 10 << 30));
+        let chain = Arc::new(Chain::open(meta.clone(), genesis.clone()).expect("an empty ledger opens"));
+        let earner = Earner::open(identity.account, identity.node_key(), PRICES, meta, chain.clone(), volume)
+            .expect("no deals yet");
         let honest = Answerer::new(
             network,
             identity.node_key(),
             identity.grant.clone(),
-            Some(volume),
+            Some(Arc::new(earner)),
             logs,
             book.clone(),
             None,
         );
         let direct = endpoint(&identity, subnet);
         let addr = direct.local_addr().expect("bound");
+        let book_of_peers = book.clone();
         let discovery = spare::discover::start(
             identity.libp2p_keypair(),
             network,
@@ -121,6 +136,22 @@ impl HostileProvider {
         )
         .await
         .expect("libp2p starts");
+        let credentials =
+            Credentials { node: identity.node_key().public(), network, grant: identity.grant.clone() };
+        let peers = Arc::new(Peers::new(
+            credentials,
+            book_of_peers,
+            direct.clone(),
+            discovery.control.clone(),
+            discovery.addresses.clone(),
+            Arc::new(Traffic::default()),
+            Transport::Auto,
+        ));
+        let market = Arc::new(Market::start(chain, &genesis, identity.node_key()));
+        tokio::spawn(follow(market.clone(), peers.clone(), discovery.addresses.clone()));
+        let wallet = Wallet::new(market, peers, identity.node_key());
+        // Nobody makes deals with a node that is not on the ledger.
+        wallet.register(identity.grant.clone(), Authority::serial(&identity.grant)).await;
         let publish = discovery.publish.clone();
         let sessions = Arc::new(AtomicUsize::new(0));
         let node = identity.node_key().public().to_string();
@@ -159,8 +190,8 @@ fn ask(identity: &Identity, addr: SocketAddr) -> Signed<Ask> {
         libp2p: Vec::new(),
         offered_bytes: 1 << 50,
         free_bytes: 1 << 50,
-        price: StoragePrice(1000),
-        read_price: ReadPrice(0),
+        price: PRICES.0,
+        read_price: PRICES.1,
         region: String::new(),
         made_s: now_s,
         valid_until_s: now_s + 600,
@@ -191,7 +222,12 @@ async fn misbehave(
     write_frame(&mut wire.send, &Hello::V1 { network, grant: None }).await?;
     loop {
         let request: Request = read_frame(&mut wire.recv).await?;
-        let Request::Store { shard_bytes } = request else {
+        if request == Request::Terms {
+            let terms = terms(identity, grant.as_ref().map_or(identity.account, |grant| grant.signer));
+            write_frame(&mut wire.send, &Response::Terms(terms)).await?;
+            continue;
+        }
+        let Request::Store { shard_bytes, .. } = request else {
             let refusal = Refusal::new(RefusalCode::Busy, "not now");
             write_frame(&mut wire.send, &Response::Refused(refusal)).await?;
             continue;
@@ -220,6 +256,20 @@ async fn misbehave(
             _ => return Ok(()),
         }
     }
+}
+
+fn terms(identity: &Identity, client: PublicKey) -> SignedBytes {
+    let terms = TermsV1 {
+        client,
+        provider: identity.account,
+        node: identity.node_key().public(),
+        price: PRICES.0,
+        read_price: PRICES.1,
+        collateral: Amount::ZERO,
+        expires_s: unix_now_s() + 300,
+        salt: rand::random(),
+    };
+    Signed::new(Terms::V1(terms), identity.network, &identity.node_key()).raw().clone()
 }
 
 async fn hello(wire: &mut Wire, identity: &Identity) -> anyhow::Result<()> {

@@ -3,3 +3,4 @@
 pub mod fuzz;
 pub mod hostile;
 pub mod net;
+pub mod stranger;

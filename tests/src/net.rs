@@ -65,6 +65,7 @@ impl Node {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.arg("--home").arg(&self.home).arg("--json").args(args).stdin(Stdio::null());
+        command.env("SPARE_YES", "1");
         command
     }
 
@@ -246,7 +247,20 @@ impl Net {
         client.start();
         let net = Self { dir, providers: all, client, ticket };
         net.wait_for_providers(providers.into());
+        net.fund("1000");
         net
+    }
+
+    /// Issues credits to the client, and waits until it has them.
+    ///
+    /// # Panics
+    /// When it does not come to.
+    pub fn fund(&self, credits: &str) {
+        let account = self.client.status()["account"].as_str().expect("a node has an account").to_owned();
+        let height = self.providers[0].ok(&["market", "fund", &account, credits])["height"].as_u64();
+        wait_for("the client's ledger to know its money", || {
+            (self.client.ok(&["balance"])["height"].as_u64() >= height).then_some(())
+        });
     }
 
     /// Waits until the client knows `count` providers.

@@ -24,10 +24,11 @@ fn credits_issued_at_the_market_are_seen_by_all_and_anyone_verifies() {
     let (market, client) = (&net.providers[0], &net.client);
     let me = account(client);
     let funded = market.ok(&["market", "fund", &me, "12.5"]);
-    assert_eq!((&funded["free"], &funded["locked"]), (&"12.5".into(), &"0".into()));
+    // The network starts with 1000 for the client.
+    assert_eq!((&funded["free"], &funded["locked"]), (&"1012.5".into(), &"0".into()));
     market.ok(&["market", "fund", &me, "0.000000000001"]);
     caught_up(&net, client);
-    assert_eq!(client.ok(&["balance"])["free"], "12.500000000001");
+    assert_eq!(client.ok(&["balance"])["free"], "1012.500000000001");
     assert_eq!(market.ok(&["balance"])["free"], "0");
 
     assert_eq!(client.fails(&["market", "fund", &me, "5"]).0, "not_the_market");
@@ -45,7 +46,7 @@ fn credits_issued_at_the_market_are_seen_by_all_and_anyone_verifies() {
         assert_eq!((&verified["state_root"], &verified["holds"]), (&root, &true.into()));
     }
     let report = client.ok(&["market", "report"]);
-    assert_eq!((&report["issued"], &report["fees"]), (&"12.500000000001".into(), &"0".into()));
+    assert_eq!((&report["issued"], &report["fees"]), (&"1012.500000000001".into(), &"0".into()));
 
     // A late joiner replays everything.
     let mut late = Node::init(net.dir.path().join("late"), 99, &["--join", &net.ticket]);
@@ -53,7 +54,7 @@ fn credits_issued_at_the_market_are_seen_by_all_and_anyone_verifies() {
     wait_for("the late joiner to be registered", || {
         (market.ok(&["market", "report"])["nodes"] == 5).then_some(())
     });
-    assert_eq!(caught_up(&net, &late)["issued"], "12.500000000001");
+    assert_eq!(caught_up(&net, &late)["issued"], "1012.500000000001");
 }
 
 #[test]
@@ -61,7 +62,8 @@ fn a_market_and_a_follower_killed_at_any_moment_lose_and_double_nothing() {
     let rounds = std::env::var("SPARE_KILL_ROUNDS").map_or(12, |n| n.parse().unwrap());
     let mut net = Net::start(2);
     let me = account(&net.client);
-    let (mut acknowledged, mut attempted) = (0u64, 0u64);
+    // What the network starts with.
+    let (mut acknowledged, mut attempted) = (1000u64, 1000u64);
     for round in 0..rounds {
         // Some credits, one by one, and SIGKILL somewhere in between.
         let mut funding: Vec<_> = (0..4)
@@ -92,7 +94,7 @@ fn a_market_and_a_follower_killed_at_any_moment_lose_and_double_nothing() {
             "round {round}: {acknowledged} acknowledged, {issued} issued, {attempted} attempted"
         );
     }
-    assert!(acknowledged > 0, "some were acknowledged");
+    assert!(acknowledged > 1000, "some were acknowledged");
     let root = caught_up(&net, &net.client)["state_root"].clone();
     let verified = net.client.ok(&["market", "verify"]);
     assert_eq!(verified["state_root"], root);

@@ -117,7 +117,9 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
         };
         let unauthorized = (401, "unauthorized".to_owned());
-        for path in ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a", "balance", "market"] {
+        for path in
+            ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a", "balance", "market", "deals"]
+        {
             assert_eq!(code(http.get(format!("{url}/{path}"))).await, unauthorized, "{path} without a token");
             assert_eq!(
                 code(http.get(format!("{url}/{path}")).bearer_auth("wrong")).await,
@@ -137,13 +139,17 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             "balance",
             "blobs",
             "blobs/{name}",
+            "deals",
+            "deals/{deal}",
             "market",
             "market/blocks",
             "market/fund",
+            "quote",
             "recover",
             "stat/{name}",
             "status",
             "transfers",
+            "withdraw",
         ];
         assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
     });
@@ -238,7 +244,7 @@ fn the_demo_holds_and_fails_when_one_provider_too_many_is_killed() {
     let (success, report, error) = demo("7");
     assert!(success, "{error}");
     assert_eq!(report["held"], true);
-    assert_eq!(report["steps"].as_array().unwrap().len(), 9);
+    assert_eq!(report["steps"].as_array().unwrap().len(), 13);
     let (success, report, error) = demo("8");
     assert!(!success);
     assert_eq!(report["held"], false);

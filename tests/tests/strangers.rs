@@ -2,20 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use spare::frames::{Hello, RefusalCode, Request, Response, encode, read_frame, write_frame};
-use spare::home::Identity;
 use spare::limits::{DELETE_MAX_ROOTS, FRAME_MAX_BYTES, SESSIONS_PER_PEER_MAX, SHARD_MAX_BYTES};
-use spare::transport::{Direct, Wire};
-use spare_market::keys::PublicKey;
-use spare_market::signed::{NetworkId, SignedBytes};
+use spare::transport::Direct;
+use spare_market::deal::DealId;
+use spare_market::signed::NetworkId;
 use spare_proofs::tree::Root;
 use spare_tests::hostile::{HostileProvider, Misdeed, endpoint, open_ticket, stranger};
-use spare_tests::net::{Net, Node, PATIENCE, wait_for};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use spare_tests::net::{Net, Node, wait_for};
+use spare_tests::stranger::{Stranger, code, provider_of};
+use tokio::io::AsyncWriteExt;
 
 async fn start(providers: u8) -> Net {
     tokio::task::spawn_blocking(move || Net::start(providers)).await.unwrap()
@@ -140,63 +139,7 @@ async fn a_peer_that_never_stops_telling_asks_holds_up_nobody() {
     .unwrap();
 }
 
-/// The first provider's node key and address.
-fn provider_of(net: &Net) -> (PublicKey, SocketAddr) {
-    let asks = net.client.ok(&["asks"]);
-    let node = data_encoding::HEXLOWER.decode(asks[0]["node"].as_str().unwrap().as_bytes()).unwrap();
-    (PublicKey::Ed25519(node.try_into().unwrap()), asks[0]["direct"][0].as_str().unwrap().parse().unwrap())
-}
-
-/// A stranger with a stream to the first provider. The endpoint has to live as long as the stream.
-struct Stranger {
-    wire: Wire,
-    me: Identity,
-    _endpoint: Arc<Direct>,
-}
-
-impl Stranger {
-    async fn arrive(net: &Net, subnet: u8) -> Self {
-        let (node, addr) = provider_of(net);
-        let me = stranger(open_ticket(&net.ticket).0);
-        let endpoint = endpoint(&me, subnet);
-        Self { wire: endpoint.open(&node, &[addr]).await.unwrap(), me, _endpoint: endpoint }
-    }
-
-    async fn greeted(net: &Net, subnet: u8) -> Self {
-        let mut stranger = Self::arrive(net, subnet).await;
-        let (network, grant) = (stranger.me.network, stranger.me.grant.clone());
-        stranger.greet(network, Some(grant)).await;
-        stranger
-    }
-
-    async fn greet(&mut self, network: NetworkId, grant: Option<SignedBytes>) {
-        write_frame(&mut self.wire.send, &Hello::V1 { network, grant }).await.unwrap();
-        let _: Hello = read_frame(&mut self.wire.recv).await.unwrap();
-    }
-
-    async fn ask(&mut self, request: Request) -> Response {
-        write_frame(&mut self.wire.send, &request).await.unwrap();
-        read_frame(&mut self.wire.recv).await.unwrap()
-    }
-
-    async fn refused(&mut self, request: Request) -> RefusalCode {
-        code(self.ask(request).await)
-    }
-
-    /// Whether the provider ends the stream, whatever it says before.
-    async fn is_hung_up_on(&mut self) -> bool {
-        let mut rest = Vec::new();
-        let reading = self.wire.recv.read_to_end(&mut rest);
-        tokio::time::timeout(PATIENCE, reading).await.is_ok()
-    }
-}
-
-fn code(response: Response) -> RefusalCode {
-    match response {
-        Response::Refused(refusal) => refusal.code,
-        other => panic!("not refused: {other:?}"),
-    }
-}
+const NO_DEAL: DealId = DealId([7; 32]);
 
 fn read(start: u64, end: u64) -> Request {
     Request::Read { root: Root::of(b"x"), start, end, nonce: [0; 16] }
@@ -207,8 +150,9 @@ async fn every_bad_request_is_refused_by_its_code_and_the_session_goes_on() {
     let net = start(1).await;
     let mut s = Stranger::greeted(&net, 60).await;
     assert_eq!(s.refused(read(0, 1)).await, RefusalCode::NotHere);
+    assert_eq!(s.refused(Request::Store { deal: NO_DEAL, shard_bytes: 1 }).await, RefusalCode::NoDeal);
     for shard_bytes in [0, SHARD_MAX_BYTES + 1, u64::MAX] {
-        assert_eq!(s.refused(Request::Store { shard_bytes }).await, RefusalCode::TooLarge);
+        assert_eq!(s.refused(Request::Store { deal: NO_DEAL, shard_bytes }).await, RefusalCode::TooLarge);
     }
     let roots = vec![Root::of(b"x"); DELETE_MAX_ROOTS + 1];
     assert_eq!(s.refused(Request::Delete { roots: roots.clone() }).await, RefusalCode::TooLarge);
@@ -220,9 +164,9 @@ async fn every_bad_request_is_refused_by_its_code_and_the_session_goes_on() {
     assert_eq!(code(read_frame(&mut s.wire.recv).await.unwrap()), RefusalCode::BadIndexEntry);
 
     // A stored shard, asked for outside its bounds, and by another account.
-    assert_eq!(s.ask(Request::Store { shard_bytes: 1 }).await, Response::Ready);
-    s.wire.send.write_all(b"x").await.unwrap();
-    assert!(matches!(read_frame(&mut s.wire.recv).await.unwrap(), Response::Stored(_)));
+    s.become_client(&net, "10").await;
+    let deal = s.open_deal("1").await;
+    s.store(deal, b"x").await;
     for (start, end) in [(0, 2), (1, 1), (5, 2), (0, u64::MAX)] {
         assert_eq!(s.refused(read(start, end)).await, RefusalCode::BadRange);
     }
@@ -239,7 +183,7 @@ async fn authority_comes_from_a_grant_to_this_node_key_in_this_network() {
     let mut s = Stranger::arrive(&net, 62).await;
     s.greet(s.me.network, None).await;
     assert!(matches!(s.ask(Request::Asks { skip: 0 }).await, Response::Asks { .. }), "asks are for everyone");
-    assert_eq!(s.refused(Request::Store { shard_bytes: 1 }).await, RefusalCode::NoAuthority);
+    assert_eq!(s.refused(Request::Store { deal: NO_DEAL, shard_bytes: 1 }).await, RefusalCode::NoAuthority);
     assert_eq!(s.refused(Request::IndexEnd).await, RefusalCode::NoAuthority);
     let stolen = s.me.grant.clone();
     let mut s = Stranger::arrive(&net, 63).await;
@@ -275,7 +219,9 @@ async fn malformed_and_oversized_frames_end_a_session_and_nothing_else() {
     }
     // A shard cut short leaves nothing behind.
     let mut s = Stranger::greeted(&net, 71).await;
-    assert_eq!(s.ask(Request::Store { shard_bytes: 1 << 20 }).await, Response::Ready);
+    s.become_client(&net, "10").await;
+    let deal = s.open_deal("1").await;
+    assert_eq!(s.ask(Request::Store { deal, shard_bytes: 1 << 20 }).await, Response::Ready);
     s.wire.send.write_all(&[0; 1000]).await.unwrap();
     s.wire.send.shutdown().await.unwrap();
     assert!(s.is_hung_up_on().await);

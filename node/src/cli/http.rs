@@ -45,7 +45,9 @@ pub(super) fn is_misuse(error: &anyhow::Error) -> bool {
         )
     };
     error.downcast_ref::<ConfigError>().is_some_and(by_flag)
-        || error.downcast_ref::<Reported>().is_some_and(|reported| reported.code == "bad_name")
+        || error
+            .downcast_ref::<Reported>()
+            .is_some_and(|reported| matches!(reported.code.as_str(), "bad_name" | "not_confirmed"))
 }
 
 /// A client of one node's API.

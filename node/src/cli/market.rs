@@ -6,9 +6,9 @@ use spare_market::block::{Block, Ledger};
 use spare_proofs::encode::from_bytes;
 
 use super::http::Reported;
-use super::show::{count, ticket};
-use super::{Context, MarketCommand};
-use crate::api::{Balance, Funding, MarketReport};
+use super::show::{bytes, count, span, ticket};
+use super::{Context, DealsCommand, MarketCommand};
+use crate::api::{Balance, DealInfo, Funding, MarketReport, Withdrawn};
 use crate::limits::BLOCKS_MAX_BYTES;
 
 pub(super) async fn balance(context: &Context) -> anyhow::Result<()> {
@@ -22,6 +22,80 @@ fn write_balance(balance: &Balance, out: &mut String) {
     line!(out, "  locked  {}  (in deals, as payment for storage to come or as collateral)", balance.locked);
     line!(out, "  earned  {}", balance.earned);
     line!(out, "  spent   {}", balance.spent);
+}
+
+pub(super) async fn deals(context: &Context, command: Option<DealsCommand>) -> anyhow::Result<()> {
+    let api = context.api()?;
+    if let Some(DealsCommand::Close { deal, force }) = command {
+        api.send(api.request(Method::DELETE, &["deals", &deal]).query(&[("force", force)])).await?;
+        return context.print(&serde_json::json!({"deal": deal, "closing": true}), |_, out| {
+            line!(out, "{deal} is closing; what is left of its escrow comes back after 3 periods");
+        });
+    }
+    let deals: Vec<DealInfo> = api.json(Method::GET, &["deals"]).await?;
+    let report: MarketReport = api.json(Method::GET, &["market"]).await?;
+    context.print(&deals, |deals, out| {
+        if deals.is_empty() {
+            eprintln!("no deals; `spare put` makes them");
+            return;
+        }
+        line!(
+            out,
+            "{:<8}  {:<22}  {:<7}  {:>9}  {:>12}  {:>12}  {:>12}  {:<10}  notes",
+            "deal",
+            "with",
+            "state",
+            "stored",
+            "a month",
+            "escrow",
+            "paid",
+            "funded for"
+        );
+        for deal in deals {
+            let with = match deal.side.as_str() {
+                "client" => format!(
+                    "provider {}",
+                    deal.operator.as_deref().filter(|o| !o.is_empty()).unwrap_or(&deal.with[..12])
+                ),
+                _ => format!("client {}", &deal.with[..12]),
+            };
+            let funded = match deal.funded_periods {
+                _ if deal.bytes == 0 => "-".to_owned(),
+                None => "free".to_owned(),
+                Some(periods) => span(periods.saturating_mul(report.period_s.into())),
+            };
+            let notes = deal.failing.as_ref().map(|why| format!("audits fail, {why}")).unwrap_or_default();
+            line!(
+                out,
+                "{:<8}  {with:<22}  {:<7}  {:>9}  {:>12}  {:>12}  {:>12}  {funded:<10}  {notes}",
+                &deal.deal[..8],
+                deal.state,
+                bytes(deal.bytes),
+                short(&deal.month),
+                short(&deal.escrow),
+                short(&deal.paid)
+            );
+        }
+        eprintln!("in credits");
+    })
+}
+
+/// An amount of credits for a column: to a millionth, or in full if it is less than that.
+pub(super) fn short(amount: &str) -> String {
+    let Some((whole, fraction)) = amount.split_once('.') else { return amount.to_owned() };
+    let kept = fraction.get(..6).unwrap_or(fraction);
+    if whole == "0" && kept.bytes().all(|digit| digit == b'0') {
+        return amount.to_owned();
+    }
+    format!("{whole}.{}", kept.trim_end_matches('0')).trim_end_matches('.').to_owned()
+}
+
+pub(super) async fn withdraw(context: &Context) -> anyhow::Result<()> {
+    let withdrawn: Withdrawn = context.api()?.json(Method::POST, &["withdraw"]).await?;
+    context.print(&withdrawn, |w, out| {
+        line!(out, "{} credits were due, and are paid as far as escrows had them", w.amount);
+        write_balance(&w.balance, out);
+    })
 }
 
 pub(super) async fn run(context: &Context, command: MarketCommand) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use reqwest::Method;
 
 use super::Context;
+use super::market::short;
 use crate::api::{BlobInfo, BlobStat, ProviderInfo, Status};
 use crate::recover::Recovered;
 
@@ -24,7 +25,7 @@ pub(super) fn count(number: impl Into<u64>, thing: &str) -> String {
 }
 
 /// A span of time for people: `3 h 20 min`.
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),
@@ -153,7 +154,7 @@ pub(super) async fn asks(context: &Context, why: bool) -> anyhow::Result<()> {
                 if ask.region.is_empty() { "-" } else { &ask.region },
             );
         }
-        eprintln!("prices in credits; nothing is charged yet");
+        eprintln!("prices in credits, per TB and month of storage, and per TB read");
     })
 }
 
@@ -182,6 +183,30 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             count(s.known_providers as u64, "provider")
         );
         line!(out, "  client    {}, {}", count(s.blobs as u64, "blob"), bytes(s.blob_bytes));
+        let spending = &s.spending;
+        if spending.deals > 0 {
+            let funded = match spending.funded_s {
+                None => "nothing is charged".to_owned(),
+                Some(seconds) => format!("paid for in advance for {}", span(seconds)),
+            };
+            line!(
+                out,
+                "  spending  {} credits a month for {} at {}; {funded}",
+                short(&spending.month),
+                bytes(spending.bytes),
+                count(spending.deals as u64, "provider")
+            );
+            line!(
+                out,
+                "  money     {} credits put aside for storage to come, {} free",
+                short(&spending.escrow),
+                short(&spending.free)
+            );
+            line!(out, "  audits    {} good since the node started", spending.audits);
+        }
+        for alert in &spending.alerts {
+            line!(out, "  ATTENTION {alert}");
+        }
         match &s.provider {
             Some(p) => {
                 line!(
@@ -199,6 +224,24 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
                     _ => "nobody else offers room".to_owned(),
                 };
                 line!(out, "  price     {} credits per TB and month; {others}", p.price);
+                let e = &p.earnings;
+                line!(
+                    out,
+                    "  renting   {} to {}, for {} credits a month before the market's fee",
+                    bytes(e.bytes),
+                    count(e.deals as u64, "client"),
+                    short(&e.month)
+                );
+                line!(
+                    out,
+                    "  earned    {} credits paid out, {} promised and paid out on `spare withdraw` or within a day,",
+                    short(&e.earned),
+                    short(&e.pending)
+                );
+                line!(out, "            {} for the running period and not promised yet", short(&e.unpromised));
+                for alert in &e.alerts {
+                    line!(out, "  ATTENTION {alert}");
+                }
             }
             None => line!(out, "  provider  no; the setting provide.size offers room"),
         }

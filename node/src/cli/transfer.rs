@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use super::http::{ApiClient, Reported};
+use super::market::short;
 use super::{Context, GetArgs, PutArgs};
-use crate::api::{BlobInfo, PutDone};
+use crate::api::{BlobInfo, PutDone, Quote};
 
 /// Size of the pieces in which a file is sent to the node.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -35,7 +36,7 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
     let default_name =
         args.file.file_name().filter(|_| !from_stdin).map(|n| n.to_string_lossy().into_owned());
     let no_name = || Reported { code: "bad_name".into(), message: "give the blob a name with --name".into() };
-    let name = args.name.or(default_name).ok_or_else(no_name)?;
+    let name = args.name.clone().or(default_name).ok_or_else(no_name)?;
     // URLs drop some characters on the way, so a bad name has to be caught here.
     crate::put::check_name(&name)
         .map_err(|e| Reported { code: "bad_name".into(), message: e.to_string() })?;
@@ -52,6 +53,7 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
         // Some special files say 0 and have content all the same.
         (Box::new(file), Some(metadata.len()).filter(|len| *len > 0))
     };
+    let max_price = agree(context, &api, &args, total).await?;
     let bar = progress(context, total);
     let counted = bar.clone();
     let unreadable = Arc::new(OnceLock::new());
@@ -67,6 +69,7 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
     });
     let mut query = vec![("replace", args.replace.to_string())];
     query.extend(args.code.map(|code| ("code", code.to_string())));
+    query.extend(max_price.map(|price| ("max_price", price)));
     let mut request =
         api.request(Method::PUT, &["blobs", &name]).query(&query).body(reqwest::Body::wrap_stream(body));
     if let Some(total) = total {
@@ -97,6 +100,67 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
             );
         }
     })
+}
+
+/// Says what a put will cost, and has the user agree unless that was said beforehand. Returns the highest price to be paid.
+async fn agree(
+    context: &Context,
+    api: &ApiClient,
+    args: &PutArgs,
+    total: Option<u64>,
+) -> anyhow::Result<Option<String>> {
+    let max_price = args.max_price.map(|price| price.to_string());
+    if args.yes && context.json {
+        return Ok(max_price);
+    }
+    let bytes = total.unwrap_or(1_000_000_000);
+    let mut query = vec![("bytes", bytes.to_string())];
+    query.extend(args.code.map(|code| ("code", code.to_string())));
+    query.extend(max_price.clone().map(|price| ("max_price", price)));
+    let quote = api.send(api.request(Method::GET, &["quote"]).query(&query)).await;
+    let quote: Quote = match quote {
+        Ok(quote) => quote.json().await?,
+        // The put itself says what is wrong.
+        Err(_) if args.yes => return Ok(max_price),
+        Err(error) => return Err(error),
+    };
+    if quote.month_max == "0" {
+        return Ok(max_price);
+    }
+    if !context.json {
+        let what = if total.is_some() { "" } else { "each GB of " };
+        let most = if quote.month == quote.month_max {
+            String::new()
+        } else {
+            format!(", at most {}", short(&quote.month_max))
+        };
+        eprintln!(
+            "{what}{} as {}: about {} credits a month{most}; {} days are put aside in advance",
+            args.file.display(),
+            quote.code,
+            short(&quote.month),
+            quote.fund_days
+        );
+    }
+    if args.yes {
+        return Ok(max_price);
+    }
+    let can_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && total.is_some();
+    if !can_ask || context.json {
+        let message = format!(
+            "this costs about {} credits a month; add --yes to agree, or set SPARE_YES=1",
+            short(&quote.month)
+        );
+        return Err(Reported { code: "not_confirmed".into(), message }.into());
+    }
+    eprint!("Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Err(Reported { code: "not_confirmed".into(), message: "nothing was stored".into() }.into());
+    }
+    // What was agreed to is the bound.
+    Ok(Some(quote.max_price))
 }
 
 /// The unfinished file of a get, with the id of the blob it belongs to.

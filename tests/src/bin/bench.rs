@@ -330,7 +330,7 @@ fn ledger_speeds() -> anyhow::Result<()> {
     first.extend((0..DEALS).map(|i| tx(1, open(i))));
     let voucher = |deal: usize, total: usize| {
         let (deal, total) = (terms(deal).deal_id(), Amount(total as u128));
-        let voucher = Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: 0, read_bytes: 0, total });
+        let voucher = Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: None, read_bytes: 0, total });
         Signed::new(voucher, network, &client).raw().clone()
     };
     let redeems: Vec<SignedBytes> = (1..=VOUCHERS_PER_DEAL)

@@ -1,0 +1,570 @@
+//! Routes about money: the account, the market, deals, and what things cost.
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::Json;
+use serde::{Deserialize, Serialize};
+use spare_market::amount::{Amount, AmountError, HOURS_PER_MONTH, StorageDue, StoragePrice};
+use spare_market::block::Ledger;
+use spare_market::deal::{Deal, Funding as DealFunding, Status as DealStatus};
+use spare_market::keys::{PublicKey, PublicKeyError};
+use spare_market::placement::{Wish, choose};
+use spare_market::state::Key;
+use spare_market::tx::Action;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{ApiError, ErrorBody, Shared};
+use crate::config::{Code, MaxPrice};
+use crate::deals::{Bought, DealError};
+use crate::earn::Provided;
+use crate::limits::BLOCKS_PER_ANSWER_BYTES;
+use crate::node::Node;
+
+/// An account's money. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Balance {
+    /// The account.
+    pub account: String,
+    /// What can be put into deals.
+    pub free: String,
+    /// What is in deals: escrow and collateral.
+    pub locked: String,
+    /// What deals have paid to this account so far, after fees.
+    pub earned: String,
+    /// What this account's deals have paid to others so far.
+    pub spent: String,
+    /// The ledger's block that says so.
+    pub height: u64,
+}
+
+fn balance_of(ledger: &Ledger, account: &PublicKey) -> Balance {
+    let state = ledger.state();
+    let money = state.account(account);
+    let in_deal = |deal: &Deal| {
+        let escrow = if deal.terms.client == *account { deal.escrow.0 } else { 0 };
+        let collateral = if deal.terms.provider == *account { deal.terms.collateral.0 } else { 0 };
+        escrow + collateral
+    };
+    let locked = Amount(state.deals_of(account).map(|(_, deal)| in_deal(deal)).sum());
+    Balance {
+        account: account.to_string(),
+        free: money.free.to_string(),
+        locked: locked.to_string(),
+        earned: money.earned.to_string(),
+        spent: money.spent.to_string(),
+        height: ledger.tip().height,
+    }
+}
+
+/// Says how much money this node's account has.
+#[utoipa::path(get, path = "/v1/balance", responses((status = 200, body = Balance), (status = 401, body = ErrorBody)))]
+pub(super) async fn balance(State(node): Shared) -> Result<Json<Balance>, ApiError> {
+    Ok(Json(node.market.chain.view(|ledger| balance_of(ledger, &node.identity.account))?))
+}
+
+/// The market as this node's ledger has it. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct MarketReport {
+    /// The market's node key.
+    pub market: String,
+    /// Whether this node is the market.
+    pub is_here: bool,
+    /// Height of the newest block.
+    pub height: u64,
+    /// Its unix time in seconds.
+    pub time_s: u64,
+    /// Hash of its header, which commits to all before.
+    pub block_hash: String,
+    /// Root of the state after it.
+    pub state_root: String,
+    /// The period of the newest block.
+    pub period: u64,
+    /// Length of a period in seconds.
+    pub period_s: u32,
+    /// The market's share of payments, in ten-thousandths.
+    pub fee_bps: u16,
+    /// Credits issued.
+    pub issued: String,
+    /// Paid to providers so far, fees included: the market's revenue is a part of this.
+    pub paid: String,
+    /// Fees kept so far.
+    pub fees: String,
+    /// Rewards paid so far. There are none.
+    pub rewards: String,
+    /// Accounts that ever had money.
+    pub accounts: usize,
+    /// Nodes registered.
+    pub nodes: usize,
+    /// Deals that are not closed.
+    pub deals: usize,
+}
+
+pub(super) fn hex(bytes: [u8; 32]) -> String {
+    blake3::Hash::from_bytes(bytes).to_hex().to_string()
+}
+
+fn report(ledger: &Ledger, is_here: bool) -> MarketReport {
+    let (genesis, tip, totals) = (ledger.genesis().v1(), ledger.tip(), ledger.state().totals());
+    let count = |is: fn(&Key) -> bool| ledger.state().entries().filter(|(key, _)| is(key)).count();
+    MarketReport {
+        market: genesis.market.to_string(),
+        is_here,
+        height: tip.height,
+        time_s: tip.time_s,
+        block_hash: hex(tip.hash),
+        state_root: hex(ledger.state_root()),
+        period: ledger.period(),
+        period_s: genesis.period_s,
+        fee_bps: genesis.fee_bps,
+        issued: totals.issued.to_string(),
+        paid: totals.paid.to_string(),
+        fees: totals.fees.to_string(),
+        rewards: Amount::ZERO.to_string(),
+        accounts: count(|key| matches!(key, Key::Account(_))),
+        nodes: count(|key| matches!(key, Key::Delegate(_))),
+        deals: count(|key| matches!(key, Key::Deal(_))),
+    }
+}
+
+/// Says how the market stands.
+#[utoipa::path(get, path = "/v1/market", responses((status = 200, body = MarketReport), (status = 401, body = ErrorBody)))]
+pub(super) async fn market_report(State(node): Shared) -> Result<Json<MarketReport>, ApiError> {
+    Ok(Json(node.market.chain.view(|ledger| report(ledger, node.market.is_here()))?))
+}
+
+/// Whom to fund with how much.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Funding {
+    /// The account, 64 hex digits.
+    pub account: String,
+    /// Credits, as decimal text.
+    pub amount: String,
+}
+
+/// Issues credits to an account. Only the market's node can.
+#[utoipa::path(post, path = "/v1/market/fund", request_body = Funding, responses((status = 200, body = Balance),
+    (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn market_fund(
+    State(node): Shared,
+    Json(funding): Json<Funding>,
+) -> Result<Json<Balance>, ApiError> {
+    let bad = |code, error: String| ApiError::new(StatusCode::BAD_REQUEST, code, error);
+    let account: PublicKey =
+        funding.account.parse().map_err(|e: PublicKeyError| bad("bad_account", e.to_string()))?;
+    let amount = funding.amount.parse().map_err(|e: AmountError| bad("bad_amount", e.to_string()))?;
+    node.wallet.send(Action::Fund { account, amount }).await?;
+    Ok(Json(node.market.chain.view(|ledger| balance_of(ledger, &account))?))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct BlocksQuery {
+    /// Height of the first block wanted; the first there is has height 1.
+    from: u64,
+}
+
+/// Sends blocks in their canonical encoding, as many as come to about a mebibyte; none when there are no more.
+#[utoipa::path(get, path = "/v1/market/blocks", params(BlocksQuery),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 401, body = ErrorBody)))]
+pub(super) async fn market_blocks(
+    State(node): Shared,
+    Query(query): Query<BlocksQuery>,
+) -> Result<Vec<u8>, ApiError> {
+    let blocks = node.market.chain.blocks(query.from.max(1), BLOCKS_PER_ANSWER_BYTES)?;
+    Ok(spare_proofs::encode::to_bytes(&blocks))
+}
+
+/// What is asked about.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct QuoteQuery {
+    /// Length of what is to be stored.
+    bytes: u64,
+    /// The code, `data+parity`; the node's default without it.
+    #[serde(default)]
+    code: Option<String>,
+    /// Highest price of storage that is paid, in credits per TB and month; the node's setting without it.
+    #[serde(default)]
+    max_price: Option<String>,
+}
+
+/// What storing something costs. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Quote {
+    /// Bytes of all shards together.
+    pub stored_bytes: u64,
+    /// The code, `k+parity`.
+    pub code: String,
+    /// What a month costs, at providers drawn as the put will draw them.
+    pub month: String,
+    /// What a month costs at most, if dearer ones are drawn.
+    pub month_max: String,
+    /// What reading everything once costs at most.
+    pub read_max: String,
+    /// The highest price of storage among those that may be drawn, in credits per TB and month.
+    pub max_price: String,
+    /// Money free to be put aside.
+    pub free: String,
+    /// Days of storage that a put pays for in advance.
+    pub fund_days: u16,
+}
+
+/// The code that a request names, or the node's.
+pub(super) fn code_of(node: &Node, text: Option<&String>) -> Result<Code, ApiError> {
+    let Some(text) = text else { return Ok(node.config.client.code) };
+    // In a query a plus sign is a space.
+    let parsed = text.replace(' ', "+").parse();
+    parsed.map_err(|e: String| ApiError::new(StatusCode::BAD_REQUEST, "bad_code", e))
+}
+
+/// The highest price that a request names, or the node's setting.
+pub(super) fn price_max_of(node: &Node, text: Option<&String>) -> Result<StoragePrice, ApiError> {
+    let Some(text) = text else { return Ok(node.client.price_max) };
+    let parsed = MaxPrice::try_from(text.clone()).map(MaxPrice::storage_price);
+    parsed.map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, "bad_price", e))
+}
+
+/// Says what storing something costs, before it is stored.
+#[utoipa::path(get, path = "/v1/quote", params(QuoteQuery), responses((status = 200, body = Quote), (status = 400, body = ErrorBody),
+    (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn quote(
+    State(node): Shared,
+    Query(query): Query<QuoteQuery>,
+) -> Result<Json<Quote>, ApiError> {
+    let code = code_of(&node, query.code.as_ref())?;
+    let price_max = price_max_of(&node, query.max_price.as_ref())?;
+    let needed = code.0.n();
+    node.client.find_providers(|c| c.peers.candidates().len() >= needed).await;
+    let share_bytes = query.bytes.div_ceil(code.0.k() as u64);
+    let candidates = node.client.peers.candidates();
+    // A put draws anew for each segment, so what it looks for is room for a segment's shard.
+    let shard_bytes = share_bytes.min(super::LONG_SHARD_BYTES / code.0.k() as u64);
+    let wish = Wish { providers: needed, shard_bytes, price_max };
+    let too_few = |e| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too_few_providers", format!("{e}"));
+    let drawn = choose(&candidates, &[], &wish, &rand::random()).map_err(too_few)?;
+    let month_s = HOURS_PER_MONTH * 3600;
+    let sum = |prices: &mut dyn Iterator<Item = StoragePrice>| {
+        Amount(prices.map(|price| price.cost(share_bytes, month_s).0).sum())
+    };
+    let mut prices: Vec<StoragePrice> = candidates
+        .iter()
+        .filter(|c| c.price <= price_max && c.free_bytes >= shard_bytes)
+        .map(|c| c.price)
+        .collect();
+    prices.sort_unstable_by(|a, b| b.cmp(a));
+    let asks = node.client.peers.book.valid(crate::unix_now_s());
+    let read_price = asks.iter().map(|p| p.ask.read_price).max().unwrap_or_default();
+    let free = node.market.chain.view(|ledger| ledger.state().account(&node.identity.account).free)?;
+    Ok(Json(Quote {
+        stored_bytes: share_bytes.saturating_mul(needed as u64),
+        code: code.to_string(),
+        month: sum(&mut drawn.iter().map(|c| c.price)).to_string(),
+        month_max: sum(&mut prices.iter().take(needed).copied()).to_string(),
+        read_max: read_price.cost(query.bytes).to_string(),
+        max_price: prices.first().map_or(Amount::ZERO, |price| at_least(*price)).to_string(),
+        free: free.to_string(),
+        fund_days: node.config.client.fund_days,
+    }))
+}
+
+/// `price` per TB and month, rounded so that it is not below the price when it is read again.
+fn at_least(price: StoragePrice) -> Amount {
+    let mut amount = price.to_tb_month();
+    while StoragePrice::per_tb_month(amount).is_some_and(|read| read < price) {
+        amount.0 += 1_000_000;
+    }
+    amount
+}
+
+/// A deal as this node sees it. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DealInfo {
+    /// The deal.
+    pub deal: String,
+    /// This node's side: `client` or `provider`.
+    pub side: String,
+    /// The other side: the provider's node key, or the client's account.
+    pub with: String,
+    /// The provider's operator, if its ask is known.
+    pub operator: Option<String>,
+    /// `open`, `grace` when only the locked grace is left, or `closing`.
+    pub state: String,
+    /// Bytes of all shards under the newest head.
+    pub bytes: u64,
+    /// Price of storage, in credits per TB and month.
+    pub price: String,
+    /// What a month costs as things are.
+    pub month: String,
+    /// Put aside by the client and not yet paid.
+    pub escrow: String,
+    /// Promised by vouchers so far.
+    pub promised: String,
+    /// Paid by the ledger so far, fees included.
+    pub paid: String,
+    /// Kept of that by the market.
+    pub fee: String,
+    /// Periods that the money lasts beyond the locked grace; nothing when nothing is charged.
+    pub funded_periods: Option<u64>,
+    /// The number of the newest head, 0 for none.
+    pub head: u64,
+    /// The hash of the newest head.
+    pub head_hash: Option<String>,
+    /// The first period for which it no longer holds.
+    pub until: Option<u64>,
+    /// Good audits since the node started.
+    pub audits: u64,
+    /// Why audits fail, if they do.
+    pub failing: Option<String>,
+}
+
+/// What `rate` a period comes to in a month.
+fn month_of(rate: StorageDue, period_s: u32) -> Amount {
+    // To a second's fraction of a period, which is as fine as anyone reads it.
+    let periods = (HOURS_PER_MONTH * 3600) / u64::from(period_s.max(1));
+    rate.checked_mul(periods.max(1)).map_or(Amount::ZERO, StorageDue::floor)
+}
+
+fn state_of(deal: &Deal, funding: &DealFunding) -> String {
+    let state = match deal.status {
+        DealStatus::Closing { .. } => "closing",
+        DealStatus::Open if funding.in_grace => "grace",
+        DealStatus::Open => "open",
+    };
+    state.to_owned()
+}
+
+fn funded(funding: &DealFunding) -> Option<u64> {
+    (funding.periods != u64::MAX).then_some(funding.periods)
+}
+
+fn bought_info(node: &Node, deal: Bought) -> DealInfo {
+    DealInfo {
+        deal: deal.id.to_string(),
+        side: "client".to_owned(),
+        with: deal.terms.node.to_string(),
+        operator: node.client.peers.book.get(&deal.terms.node).map(|p| p.ask.operator),
+        state: state_of(&deal.on_ledger, &deal.funding),
+        bytes: deal.bytes,
+        price: deal.terms.price.to_tb_month().to_string(),
+        month: month_of(deal.rate, node.client.deals.period_s()).to_string(),
+        escrow: deal.on_ledger.escrow.to_string(),
+        promised: deal.promised.to_string(),
+        paid: deal.on_ledger.paid.to_string(),
+        fee: deal.on_ledger.fee.to_string(),
+        funded_periods: funded(&deal.funding),
+        head: deal.head.map_or(0, |h| h.head.seq),
+        head_hash: deal.head.map(|h| hex(h.hash)),
+        until: deal.head.map(|h| h.head.until),
+        audits: deal.audit.good,
+        failing: deal.audit.failing.map(|(failed, why)| format!("{failed} in a row: {why}")),
+    }
+}
+
+fn provided_info(node: &Node, deal: &Provided) -> DealInfo {
+    DealInfo {
+        deal: deal.id.to_string(),
+        side: "provider".to_owned(),
+        with: deal.terms.client.to_string(),
+        operator: None,
+        state: state_of(&deal.on_ledger, &deal.funding),
+        bytes: deal.tab.bytes(),
+        price: deal.terms.price.to_tb_month().to_string(),
+        month: month_of(deal.tab.rate(), node.client.deals.period_s()).to_string(),
+        escrow: deal.on_ledger.escrow.to_string(),
+        promised: deal.promised.to_string(),
+        paid: deal.on_ledger.paid.to_string(),
+        fee: deal.on_ledger.fee.to_string(),
+        funded_periods: funded(&deal.funding),
+        head: deal.head.map_or(0, |h| h.head.seq),
+        head_hash: deal.head.map(|h| hex(h.hash)),
+        until: deal.head.map(|h| h.head.until),
+        audits: 0,
+        failing: None,
+    }
+}
+
+fn deal_error(error: &DealError) -> ApiError {
+    let (status, code) = match error {
+        DealError::Funds { .. } => (StatusCode::PAYMENT_REQUIRED, "funds"),
+        DealError::NoDeal => (StatusCode::NOT_FOUND, "no_such_deal"),
+        DealError::Submit(_) => (StatusCode::SERVICE_UNAVAILABLE, "market_unreachable"),
+        DealError::Meta(_) | DealError::Chain(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        _ => (StatusCode::BAD_GATEWAY, "provider_failed"),
+    };
+    ApiError::new(status, code, error)
+}
+
+/// Lists the deals of this node, on either side.
+#[utoipa::path(get, path = "/v1/deals", responses((status = 200, body = Vec<DealInfo>), (status = 401, body = ErrorBody)))]
+pub(super) async fn list_deals(State(node): Shared) -> Result<Json<Vec<DealInfo>>, ApiError> {
+    let bought = node.client.deals.bought()?.into_iter().map(|deal| bought_info(&node, deal));
+    let provided = node.earner.as_ref().map(|earner| earner.provided()).transpose()?.unwrap_or_default();
+    Ok(Json(bought.chain(provided.iter().map(|deal| provided_info(&node, deal))).collect()))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct CloseQuery {
+    /// Whether to close also a deal that covers shards, which are lost with it.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Begins to close a deal of which this node is the client. What is left of its escrow comes back after 3 periods.
+#[utoipa::path(delete, path = "/v1/deals/{deal}", params(("deal" = String, Path, description = "the deal, or the first 8 digits or more of it"), CloseQuery),
+    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn close_deal(
+    State(node): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<CloseQuery>,
+) -> Result<StatusCode, ApiError> {
+    let deals = &node.client.deals;
+    let mut named: Vec<_> = deals.cells();
+    named.retain(|cell| name.len() >= 8 && cell.id.to_string().starts_with(&name));
+    let [cell] = &named[..] else {
+        let message =
+            format!("'{name}' is no deal of which this node is the client; `spare deals` lists them");
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_deal", message));
+    };
+    let bytes = cell.head().map_or(0, |head| head.head.bytes);
+    if bytes > 0 && !query.force {
+        let message = format!(
+            "{bytes} bytes are stored under this deal and would be lost; remove the blobs first, or add --force"
+        );
+        return Err(ApiError::new(StatusCode::CONFLICT, "deal_in_use", message));
+    }
+    deals.close(cell).await.map_err(|error| deal_error(&error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What was withdrawn.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Withdrawn {
+    /// Credits that vouchers promised and are now paid, the market's fee included, as decimal text.
+    pub amount: String,
+    /// The account's money now.
+    pub balance: Balance,
+}
+
+/// Puts the newest voucher of every deal on the ledger, so that what clients have promised is paid.
+#[utoipa::path(post, path = "/v1/withdraw", responses((status = 200, body = Withdrawn), (status = 401, body = ErrorBody),
+    (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn withdraw(State(node): Shared) -> Result<Json<Withdrawn>, ApiError> {
+    let Some(earner) = &node.earner else {
+        let message = "this node offers no storage, so nobody owes it anything";
+        return Err(ApiError::new(StatusCode::CONFLICT, "not_a_provider", message));
+    };
+    let amount = earner.withdraw(&node.wallet).await?.to_string();
+    let balance = node.market.chain.view(|ledger| balance_of(ledger, &node.identity.account))?;
+    Ok(Json(Withdrawn { amount, balance }))
+}
+
+/// What a provider earns. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct Earnings {
+    /// Deals that are open or closing.
+    pub deals: usize,
+    /// Bytes of all shards under heads.
+    pub bytes: u64,
+    /// Paid by the ledger so far, after fees.
+    pub earned: String,
+    /// Promised by vouchers and not yet paid.
+    pub pending: String,
+    /// Owed for what was stored and read, and not promised yet.
+    pub unpromised: String,
+    /// What a month brings as things are, before fees.
+    pub month: String,
+    /// What needs attention.
+    pub alerts: Vec<String>,
+}
+
+/// Periods of funding at which a deal's end is announced.
+const ALERT_PERIODS: [u64; 2] = [14, 3];
+
+fn funding_alert(whose: &str, state: &str, periods: Option<u64>) -> Option<String> {
+    match (state, periods) {
+        ("closing", _) => Some(format!("{whose} is closing")),
+        ("grace", _) => Some(format!("{whose} has run dry, only the grace is left")),
+        (_, Some(periods)) if periods <= ALERT_PERIODS[1] => {
+            Some(format!("{whose} is funded for {periods} more periods only, and then 7 of grace"))
+        }
+        (_, Some(periods)) if periods <= ALERT_PERIODS[0] => {
+            Some(format!("{whose} is funded for {periods} more periods"))
+        }
+        _ => None,
+    }
+}
+
+/// What this node earns as a provider.
+pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
+    let Some(earner) = &node.earner else { return Ok(Earnings::default()) };
+    let provided = earner.provided()?;
+    let sum =
+        |amount: &dyn Fn(&Provided) -> Amount| Amount(provided.iter().map(|d| amount(d).0).sum()).to_string();
+    let alert = |deal: &Provided| {
+        let whose = format!("the deal with client {}", &deal.terms.client.to_string()[..12]);
+        let charged = deal.tab.bytes() > 0;
+        let periods = funded(&deal.funding).filter(|_| charged);
+        let state = state_of(&deal.on_ledger, &deal.funding);
+        funding_alert(&whose, if charged { &state } else { "open" }, periods)
+    };
+    let period_s = node.client.deals.period_s();
+    Ok(Earnings {
+        deals: provided.len(),
+        bytes: provided.iter().map(|deal| deal.tab.bytes()).sum(),
+        earned: node.market.chain.view(|l| l.state().account(&node.identity.account).earned)?.to_string(),
+        pending: sum(&|d| d.promised.saturating_sub(d.on_ledger.paid)),
+        unpromised: sum(&|d| d.owed.saturating_sub(d.promised.max(d.on_ledger.paid))),
+        month: sum(&|d| month_of(d.tab.rate(), period_s)),
+        alerts: provided.iter().filter_map(alert).collect(),
+    })
+}
+
+/// What a client spends. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct Spending {
+    /// Deals that are open or closing.
+    pub deals: usize,
+    /// Bytes of all shards under heads.
+    pub bytes: u64,
+    /// What a month costs as things are.
+    pub month: String,
+    /// Put aside in deals and not yet paid.
+    pub escrow: String,
+    /// Money free to be put aside.
+    pub free: String,
+    /// Seconds for which the deal that runs dry first is funded, beyond the grace; nothing when nothing is charged.
+    pub funded_s: Option<u64>,
+    /// Good audits since the node started.
+    pub audits: u64,
+    /// What needs attention.
+    pub alerts: Vec<String>,
+}
+
+/// What this node spends as a client.
+pub(super) fn spending(node: &Node) -> Result<Spending, ApiError> {
+    let bought = node.client.deals.bought()?;
+    let period_s = u64::from(node.client.deals.period_s());
+    let mut alerts = Vec::new();
+    for deal in &bought {
+        let operator =
+            node.client.peers.book.get(&deal.terms.node).map(|p| p.ask.operator).unwrap_or_default();
+        let whose = format!("the deal with provider {} {operator}", &deal.terms.node.to_string()[..12]);
+        let state = state_of(&deal.on_ledger, &deal.funding);
+        let periods = funded(&deal.funding).filter(|_| deal.bytes > 0);
+        alerts.extend(funding_alert(whose.trim(), if deal.bytes > 0 { &state } else { "open" }, periods));
+        if let Some((failed, why)) = &deal.audit.failing {
+            alerts.push(format!("{} fails its audits, {failed} in a row: {why}", whose.trim()));
+        }
+    }
+    let charged = bought.iter().filter(|deal| deal.bytes > 0).filter_map(|deal| funded(&deal.funding));
+    Ok(Spending {
+        deals: bought.len(),
+        bytes: bought.iter().map(|deal| deal.bytes).sum(),
+        month: Amount(bought.iter().map(|d| month_of(d.rate, node.client.deals.period_s()).0).sum())
+            .to_string(),
+        escrow: Amount(bought.iter().map(|d| d.on_ledger.escrow.0).sum()).to_string(),
+        free: node.market.chain.view(|l| l.state().account(&node.identity.account).free)?.to_string(),
+        funded_s: charged.min().map(|periods| periods.saturating_mul(period_s)),
+        audits: bought.iter().map(|deal| deal.audit.good).sum(),
+        alerts,
+    })
+}
