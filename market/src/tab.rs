@@ -15,7 +15,7 @@ use crate::voucher::{VoucherError, VoucherV1};
 /// Bytes read and not paid for, above which a provider serves no further reads: nobody works unpaid beyond this.
 pub const READ_STEP_BYTES: u64 = 256 << 20;
 /// Difference between the two counts of bytes read that a provider forgives once a period.
-pub const READ_SLACK_BYTES: u64 = 64 << 20;
+pub const READ_SLACK_BYTES: u64 = 16 << 20;
 
 /// What a client owes a provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Tab {
     meter: Meter,
     read_bytes: u64,
     promised: Option<VoucherV1>,
+    /// The period in which a difference was last forgiven.
+    forgiven_in: Option<u64>,
 }
 
 /// Why a head or voucher does not go on a tab.
@@ -78,6 +80,11 @@ impl Tab {
         self.promised.as_ref()
     }
 
+    /// Bytes read so far.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
     /// Bytes read that no voucher pays for.
     pub fn unpaid_read_bytes(&self) -> u64 {
         self.read_bytes.saturating_sub(self.promised.map_or(0, |v| v.read_bytes))
@@ -106,6 +113,11 @@ impl Tab {
     /// Counts bytes read.
     pub fn add_read(&mut self, bytes: u64) {
         self.read_bytes = self.read_bytes.saturating_add(bytes);
+    }
+
+    /// Takes back bytes that were counted and did not come to be read.
+    pub fn take_back_read(&mut self, bytes: u64) {
+        self.read_bytes = self.read_bytes.saturating_sub(bytes);
     }
 
     /// What all periods before `period`, and all reading, cost.
@@ -157,12 +169,19 @@ impl Tab {
         Ok(voucher.check_improves(deal, epoch, known, through).is_ok().then_some(voucher))
     }
 
+    /// The first period that is not promised, as far as the meter can still tell it: a voucher before it pays for reading and for no
+    /// storage that was not promised already.
+    pub fn promised_before(&self) -> u64 {
+        let next = self.promised.and_then(|v| v.paid_through).map_or(0, |through| through.saturating_add(1));
+        next.max(self.meter.period())
+    }
+
     /// Notes that `voucher` was signed by this side.
     pub fn promise(&mut self, voucher: VoucherV1) {
         self.promised = Some(voucher);
     }
 
-    /// Takes a voucher at the provider, if it pays for what it says it pays for.
+    /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for.
     ///
     /// # Errors
     /// [`TabError`]; nothing has changed then.
@@ -172,14 +191,17 @@ impl Tab {
         terms: &TermsV1,
         epoch: u32,
         voucher: VoucherV1,
+        now: u64,
     ) -> Result<(), TabError> {
         let (known, through) = self.promised.map_or((Amount::ZERO, None), |v| (v.total, v.paid_through));
         voucher.check_improves(deal, epoch, known, through)?;
         self.check_covers(terms, &voucher)?;
-        // What the client did not see arrive is forgiven once a period, as far as it is little.
-        let is_new_period = voucher.paid_through > through;
-        if voucher.read_bytes > self.read_bytes || is_new_period {
+        // What the client did not see arrive is forgiven once a period, by this side's clock.
+        if voucher.read_bytes > self.read_bytes {
             self.read_bytes = voucher.read_bytes;
+        } else if voucher.paid_through > through && self.forgiven_in < Some(now) {
+            self.read_bytes = voucher.read_bytes;
+            self.forgiven_in = Some(now);
         }
         self.promised = Some(voucher);
         Ok(())
@@ -204,20 +226,179 @@ impl Tab {
     }
 
     /// This tab as the other side kept it, for a client that lost its own. The head and the newest voucher were checked to be this client's.
-    /// The rest is a provider's word, which is taken only as far as the last period paid for, and the rate since, bear it out.
+    /// The rest is a provider's word: it has to stand under that head, and may claim no more than that head's rate since the last period paid
+    /// for, one step of reading, and `tolerance` for what was stored meanwhile and removed again.
     ///
     /// # Errors
     /// [`TabError::Implausible`].
-    pub fn check_plausible(&self, terms: &TermsV1, began: u64, period: u64) -> Result<(), TabError> {
+    pub fn check_plausible(
+        &self,
+        terms: &TermsV1,
+        began: u64,
+        now: u64,
+        period_s: u32,
+        tolerance: Amount,
+    ) -> Result<(), TabError> {
+        let (from, rate) = self.head.map_or((0, StorageDue::ZERO), |h| (h.head.from, h.head.rate(period_s)));
+        if self.meter.period() != from || self.meter.rate() != rate {
+            return Err(TabError::Implausible);
+        }
         let promised = self.promised.map_or(Amount::ZERO, |v| v.total);
-        let since = self.promised.and_then(|v| v.paid_through).map_or(began, |through| through + 1);
-        let now = period.max(self.meter.period());
-        let most = self.rate().checked_mul(now.saturating_sub(since).saturating_add(2));
+        let since =
+            self.promised.and_then(|v| v.paid_through).map_or(began, |through| through.saturating_add(1));
+        // With the running period, so that its peak counts.
+        let next = now.max(from).saturating_add(1);
+        let most = rate.checked_mul(next.saturating_sub(since).saturating_add(2));
         let most = most.and_then(|most| promised.checked_add(most.floor()));
         let most = most.and_then(|most| most.checked_add(terms.read_price.cost(READ_STEP_BYTES)));
-        match (self.owed(terms, now), most) {
+        match (self.owed(terms, next), most.and_then(|most| most.checked_add(tolerance))) {
             (Ok(owed), Some(most)) if owed <= most => Ok(()),
             _ => Err(TabError::Implausible),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amount::{ReadPrice, StoragePrice};
+    use crate::head::HeadV1;
+    use crate::keys::PublicKey;
+    use proptest::prelude::*;
+
+    const DEAL: DealId = DealId([1; 32]);
+    const PERIOD_S: u32 = 3600;
+    const GIB: u64 = 1 << 30;
+
+    fn terms() -> TermsV1 {
+        let key = PublicKey::Ed25519([2; 32]);
+        TermsV1 {
+            client: key,
+            provider: key,
+            node: key,
+            price: StoragePrice(100),
+            read_price: ReadPrice(1 << 30),
+            collateral: Amount::ZERO,
+            expires_s: 0,
+            salt: [0; 16],
+        }
+    }
+
+    fn head(seq: u64, from: u64, bytes: u64) -> AnchoredHead {
+        let set_root = if bytes == 0 { [0; 32] } else { [1; 32] };
+        let head = HeadV1 {
+            deal: DEAL,
+            seq,
+            set_root,
+            bytes,
+            price: terms().price,
+            from,
+            until: from + 30,
+            index_hash: [0; 32],
+        };
+        AnchoredHead { head, hash: [seq as u8; 32] }
+    }
+
+    fn under(heads: &[AnchoredHead]) -> Tab {
+        let mut tab = Tab::default();
+        heads.iter().for_each(|head| tab.take_head(DEAL, &terms(), *head, PERIOD_S).unwrap());
+        tab
+    }
+
+    #[test]
+    fn a_tab_promises_what_is_over_and_takes_what_covers_it() {
+        let terms = terms();
+        let mut client = under(&[head(1, 5, 2 * GIB)]);
+        let mut provider = client.clone();
+        assert_eq!(client.next_voucher(DEAL, &terms, 0, 5), Ok(None), "nothing is over");
+        client.add_read(10);
+        provider.add_read(10);
+        let reads = client.next_voucher(DEAL, &terms, 0, client.promised_before()).unwrap().unwrap();
+        assert_eq!((reads.total, reads.paid_through), (Amount(10), Some(4)), "reading alone");
+        client.promise(reads);
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, reads, 5), Ok(()));
+        let storage = client.next_voucher(DEAL, &terms, 0, 8).unwrap().unwrap();
+        assert_eq!((storage.total, storage.paid_through), (Amount(610), Some(7)));
+        let short = VoucherV1 { total: Amount(609), ..storage };
+        let error = TabError::Short { promised: 609, due: 610 };
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, short, 8), Err(error));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, storage, 8), Ok(()));
+        assert!(matches!(
+            provider.take_voucher(DEAL, &terms, 0, storage, 8),
+            Err(TabError::Voucher(VoucherError::NotHigher { .. }))
+        ));
+        let dear = AnchoredHead { head: HeadV1 { price: StoragePrice(101), ..head(2, 8, GIB).head }, hash: [2; 32] };
+        assert_eq!(provider.take_head(DEAL, &terms, dear, PERIOD_S), Err(TabError::Price));
+    }
+
+    #[test]
+    fn a_small_difference_of_reads_is_forgiven_once_a_period_and_a_large_one_never() {
+        let terms = terms();
+        let mut provider = under(&[head(1, 5, GIB)]);
+        let voucher = |through: u64, read_bytes: u64, more: u128| VoucherV1 {
+            deal: DEAL,
+            epoch: 0,
+            paid_through: Some(through),
+            read_bytes,
+            total: Amount(u128::from(through - 4) * 100 + u128::from(read_bytes) + more),
+        };
+        provider.add_read(READ_SLACK_BYTES + 1);
+        let error = TabError::Reads { paid: 0, read: READ_SLACK_BYTES + 1 };
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(5, 0, 0), 6), Err(error));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(5, 1, 0), 6), Ok(()));
+        assert_eq!(provider.read_bytes(), 1, "forgiven");
+        // Further vouchers in the same period, for earlier or later ones, forgive nothing.
+        provider.add_read(READ_SLACK_BYTES);
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(6, 1, 0), 6), Ok(()));
+        assert_eq!(provider.unpaid_read_bytes(), READ_SLACK_BYTES);
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(7, 1, 0), 7), Ok(()));
+        assert_eq!(provider.unpaid_read_bytes(), 0);
+    }
+
+    #[test]
+    fn a_tab_that_somebody_else_kept_has_to_be_plausible() {
+        let terms = terms();
+        let mut honest = under(&[head(1, 5, GIB)]);
+        honest.promise(honest.next_voucher(DEAL, &terms, 0, 9).unwrap().unwrap());
+        let check = |tab: &Tab, now| tab.check_plausible(&terms, 5, now, PERIOD_S, Amount(50));
+        assert_eq!(check(&honest, 9), Ok(()));
+        assert_eq!(check(&honest, 50), Ok(()), "unpaid for long");
+        // A meter that ran under other heads than the one it shows.
+        let mut inflated = under(&[head(1, 4, 1000 * GIB), head(2, 5, GIB)]);
+        inflated.promise(*honest.promised().unwrap());
+        assert_eq!(check(&inflated, 9), Err(TabError::Implausible));
+        let peak = under(&[head(1, 5, 1000 * GIB), head(2, 5, GIB)]);
+        assert_eq!(check(&peak, 5), Err(TabError::Implausible));
+        let other_rate = Tab { head: Some(head(2, 5, 3 * GIB)), ..honest };
+        assert_eq!(check(&other_rate, 9), Err(TabError::Implausible));
+    }
+
+    proptest! {
+        /// Both sides run their own tab over the same heads and reads; every voucher that one signs the other takes, and the last one is the sum.
+        #[test]
+        fn both_sides_agree(steps in prop::collection::vec((0u64..3, 0u64..1 << 40, 0u64..1 << 20, any::<bool>()), 1..20)) {
+            let terms = terms();
+            let (mut client, mut provider) = (Tab::default(), Tab::default());
+            let mut now = 0;
+            for (i, (wait, bytes, read, pays)) in steps.into_iter().enumerate() {
+                now += wait;
+                let head = head(i as u64 + 1, now, bytes);
+                client.take_head(DEAL, &terms, head, PERIOD_S).unwrap();
+                provider.take_head(DEAL, &terms, head, PERIOD_S).unwrap();
+                client.add_read(read);
+                provider.add_read(read);
+                if pays && let Some(voucher) = client.next_voucher(DEAL, &terms, 0, now).unwrap() {
+                    client.promise(voucher);
+                    prop_assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, now), Ok(()));
+                }
+            }
+            now += 1;
+            if let Some(voucher) = client.next_voucher(DEAL, &terms, 0, now).unwrap() {
+                client.promise(voucher);
+                prop_assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, now), Ok(()));
+                prop_assert_eq!(provider.owed(&terms, now), Ok(voucher.total));
+            }
+            prop_assert_eq!(client.owed(&terms, now), provider.owed(&terms, now));
         }
     }
 }

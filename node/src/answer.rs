@@ -16,7 +16,7 @@ use spare_market::placement::Subnet;
 use spare_market::receipt::{Receipt, Transcript};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_proofs::encode::from_bytes;
-use spare_proofs::tree::{Item, Root};
+use spare_proofs::tree::{GROUP_BYTES, Item, Root};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -274,13 +274,23 @@ impl Answerer {
         &self,
         authority: Option<&Authority>,
         scope: Scope,
-        ask: impl FnOnce(&Arc<Earner>, PublicKey) -> Result<Response, Refusal> + Send + 'static,
+        ask: impl FnOnce(&Arc<Earner>, PublicKey) -> Result<Response, Refusal> + Clone + Send + 'static,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
         let (owner, earner) = match self.storage(authority, scope) {
             Ok((owner, earner)) => (owner, earner.clone()),
             Err(refusal) => return Ok(Err(refusal)),
         };
-        Ok(tokio::task::spawn_blocking(move || ask(&earner, owner)).await?)
+        let ask = || {
+            let (ask, earner) = (ask.clone(), earner.clone());
+            tokio::task::spawn_blocking(move || ask(&earner, owner))
+        };
+        let answer = ask().await?;
+        if !is_unfunded(&answer) {
+            return Ok(answer);
+        }
+        // The asker may see a block that has not arrived here.
+        earner.await_block().await;
+        Ok(ask().await?)
     }
 
     fn terms(&self, authority: Option<&Authority>) -> Result<Response, Refusal> {
@@ -332,8 +342,18 @@ impl Answerer {
             return Ok(Err(Refusal::new(RefusalCode::TooLarge, why)));
         }
         earner.await_deal(deal).await;
-        let begun = earner.admit(&owner, deal, shard_bytes);
-        let begun = begun.and_then(|()| earner.volume().begin(shard_bytes).map_err(refusal));
+        let begin = || {
+            let earner = earner.clone();
+            tokio::task::spawn_blocking(move || {
+                earner.admit(&owner, deal, shard_bytes)?;
+                earner.volume().begin(shard_bytes).map_err(refusal)
+            })
+        };
+        let mut begun = begin().await?;
+        if is_unfunded(&begun) {
+            earner.await_block().await;
+            begun = begin().await?;
+        }
         let incoming = match begun {
             Ok(incoming) => incoming,
             Err(refusal) => return Ok(Err(refusal)),
@@ -345,8 +365,13 @@ impl Answerer {
             Err(error) => return Ok(Err(refusal(error))),
         };
         let stored_s = unix_now_s();
-        let commit =
-            move || incoming.commit(&owner, stored_s).inspect(|_| earner.stored(&owner, shard_bytes));
+        let commit = move || {
+            let (root, is_new) = incoming.commit(&owner, stored_s)?;
+            if is_new {
+                earner.stored(&owner, shard_bytes);
+            }
+            Ok(root)
+        };
         let committed = tokio::task::spawn_blocking(commit).await?;
         Ok(committed.map_err(refusal).map(|root| {
             let receipt = Receipt::V1 { owner, root, shard_bytes, stored_s };
@@ -365,8 +390,10 @@ impl Answerer {
         let opened = match self.storage(authority, Scope::Read) {
             Ok((owner, earner)) => {
                 let earner = earner.clone();
+                let range_bytes = range.end.saturating_sub(range.start);
                 let open = move || {
-                    let meter = ReadMeter::start(&earner, &owner, &root)?;
+                    let bytes = range_bytes.min(SHARD_MAX_BYTES);
+                    let meter = ReadMeter::start(&earner, &owner, &root, bytes)?;
                     Ok((earner.volume().open_shard(&owner, &root).map_err(refusal)?, meter))
                 };
                 tokio::task::spawn_blocking(open).await?
@@ -400,15 +427,16 @@ impl Answerer {
             let following = batches.next().map(|items| read_batch(shard.clone(), items));
             let send = async {
                 ready.entries.iter().for_each(|entry| transcript.add(entry));
-                meter.sent_bytes += ready.group_bytes;
                 within(STALL_TIMEOUT, wire.send.write_pieces(&mut ready.pieces)).await
             };
             let Some(following) = following else {
                 send.await?;
+                meter.sent_bytes += ready.group_bytes;
                 break;
             };
             let (sent, read) = tokio::join!(send, following);
             sent?;
+            meter.sent_bytes += ready.group_bytes;
             // Rot in the middle of a stream cannot be told apart on the wire: hang up, which signs nothing.
             ready = read?.map_err(|error| SessionEnd::Rot(refusal(error)))?;
         }
@@ -585,6 +613,10 @@ impl Answerer {
     }
 }
 
+fn is_unfunded<T>(answer: &Result<T, Refusal>) -> bool {
+    answer.as_ref().is_err_and(|refusal| refusal.code == RefusalCode::Unfunded)
+}
+
 fn too_many() -> Refusal {
     Refusal::new(RefusalCode::Busy, "too many index entries or blocks are on their way")
 }
@@ -693,23 +725,27 @@ struct Batch {
     group_bytes: u64,
 }
 
-/// Counts what a read sends, and puts it on the deal's tab however the read ends.
+/// Counts a read on the deal's tab, and however the read ends, takes back what was not sent.
 struct ReadMeter {
     earner: Arc<Earner>,
     deal: Option<DealId>,
+    counted_bytes: u64,
     sent_bytes: u64,
 }
 
 impl ReadMeter {
-    fn start(earner: &Arc<Earner>, owner: &PublicKey, root: &Root) -> Result<Self, Refusal> {
-        Ok(Self { earner: earner.clone(), deal: earner.may_read(owner, root)?, sent_bytes: 0 })
+    fn start(earner: &Arc<Earner>, owner: &PublicKey, root: &Root, bytes: u64) -> Result<Self, Refusal> {
+        // Whole groups are sent.
+        let counted_bytes = bytes + 2 * GROUP_BYTES as u64;
+        let deal = earner.may_read(owner, root, counted_bytes)?;
+        Ok(Self { earner: earner.clone(), deal, counted_bytes, sent_bytes: 0 })
     }
 }
 
 impl Drop for ReadMeter {
     fn drop(&mut self) {
         if let Some(deal) = self.deal {
-            self.earner.note_read(deal, self.sent_bytes);
+            self.earner.take_back_read(deal, self.counted_bytes.saturating_sub(self.sent_bytes));
         }
     }
 }

@@ -19,6 +19,7 @@ use spare_market::tx::Event;
 use spare_proofs::encode::{from_bytes, to_bytes};
 use tokio::sync::watch;
 
+use crate::crash;
 use crate::meta::{Batch, Meta, MetaError, Table};
 
 const TIP_KEY: &[u8] = b"ledger tip";
@@ -114,7 +115,9 @@ impl Chain {
         let ledger = guard.as_mut().ok_or(ChainError::Broken)?;
         let made = ledger.make_block(now_s, txs, market_key)?;
         if let Some(block) = &made.block {
+            crash::point("market before block");
             self.write(&mut guard, block, made.changes)?;
+            crash::point("market after block");
         }
         Ok(made.outcomes)
     }

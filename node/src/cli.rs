@@ -108,7 +108,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum DealsCommand {
-    /// Begin to close a deal; what is left of its escrow comes back after 3 periods
+    /// Begin to close a deal; what is left of its escrow comes back after 3 periods, and 10 minutes after it was made
     Close {
         /// The deal, or the first 8 digits or more of it
         deal: String,
@@ -192,7 +192,7 @@ struct PutArgs {
     #[arg(long, value_name = "CREDITS")]
     max_price: Option<spare_market::amount::Amount>,
     /// Do not ask before spending
-    #[arg(short, long, env = "SPARE_YES", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(short, long, env = "SPARE_YES", value_parser = clap::builder::BoolishValueParser::new())]
     yes: bool,
 }
 

@@ -263,6 +263,7 @@ impl Client {
 
     /// Has `node` delete shards: those under a head by a head that removes them, others as they are.
     async fn drop_at(&self, node: PublicKey, garbage: &[Garbage]) -> Result<(), DealError> {
+        self.deals.finish_all(&node).await?;
         let (mut remove, mut fresh) = (Vec::new(), Vec::new());
         for Garbage { root, .. } in garbage {
             match self.deals.covering(&node, root)? {

@@ -13,26 +13,28 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, StorageDue, StoragePrice};
-use spare_market::deal::{Deal, DealId, Funding, GRACE_PERIODS, Status, Terms, TermsV1};
+use spare_market::deal::{Deal, DealId, Funding, GRACE_PERIODS, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead, HEAD_PERIODS_MAX, Head, HeadV1};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes, SignedError};
-use spare_market::tab::{READ_SLACK_BYTES, Tab, TabError};
+use spare_market::tab::{READ_STEP_BYTES, Tab, TabError};
 use spare_market::tx::Action;
 use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
+use tokio::time::timeout;
 
 use crate::chain::{Chain, ChainError};
 use crate::crash;
 use crate::frames::{DealState, RefusalCode};
 use crate::home::Identity;
-use crate::limits::HEAD_CHANGES_MAX;
+use crate::limits::{HEAD_CHANGES_MAX, SET_PAGE_MAX, STALL_TIMEOUT};
 use crate::market::{NotTaken, SubmitError, Wallet};
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::peers::{PeerError, Peers};
@@ -41,10 +43,20 @@ use crate::unix_now_s;
 
 const KEY_PREFIX: &[u8] = b"client ";
 const TAKES_OVER_KEY: &[u8] = b"takes over deals";
-/// A deal's escrow is made to last for this many bytes at least, so that storing little things does not top up again and again.
+/// A deal's escrow is made to last for this many bytes at least, so that storing little things does not top up again and again. But only
+/// where that is a small part of the money there is: one of [`FUND_GENEROUSLY`].
 const FUND_BYTES_MIN: u64 = 256 << 20;
+const FUND_GENEROUSLY: u128 = 20;
 /// Unpaid bytes read after which a voucher is sent without waiting for the period to end.
-const PAY_READS_BYTES: u64 = READ_SLACK_BYTES / 2;
+const PAY_READS_BYTES: u64 = READ_STEP_BYTES / 8;
+/// Of what was read, the part that may be counted by the provider alone is one of this many, beside a step.
+const READS_TRUSTED: u64 = 16;
+/// Of a deal's escrow, the part that a provider may claim without proof from a client that lost its records is one of this many.
+const ADOPT_TOLERANCE: u128 = 10;
+/// Times that an exchange takes a deal over from another node of this account that goes on with it.
+const TAKE_OVERS_MAX: u32 = 2;
+/// Longest time for fetching what a provider has of a deal.
+const ADOPT_WITHIN: Duration = Duration::from_secs(60);
 /// Heads that are exchanged at once, each with another provider.
 const EXCHANGES_AT_ONCE: usize = 32;
 /// Most shards that are taken over from a provider's word about a deal.
@@ -55,7 +67,7 @@ const ADOPT_SHARDS_MAX: usize = 1 << 20;
 pub enum DealError {
     /// The account has too little money.
     #[error(
-        "{needed} credits have to be put aside for this, and the account has {free} free; `spare balance` says more"
+        "{needed} credits have to be put aside for this, and the account has {free} free. Credits come from the market's operator: `spare market fund ACCOUNT AMOUNT`, with the account that `spare balance` shows"
     )]
     Funds {
         /// What is needed.
@@ -92,6 +104,19 @@ pub enum DealError {
     Meta(#[from] MetaError),
 }
 
+impl DealError {
+    /// Whether another provider would not do better.
+    pub fn concerns_all(&self) -> bool {
+        match self {
+            Self::Submit(SubmitError::NotTaken(refused)) => {
+                refused.code == "funds" || refused.code == "spend_cap"
+            }
+            Self::Funds { .. } | Self::Submit(_) | Self::Chain(_) | Self::Meta(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A head that was signed and is not known to be countersigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Proposal {
@@ -112,12 +137,22 @@ struct Record {
     voucher: Option<SignedBytes>,
     /// Whether the provider has the newest voucher.
     is_delivered: bool,
+    /// Bytes read that the provider alone has counted, and that are on the tab all the same.
+    reconciled_bytes: u64,
 }
 
 impl Record {
     fn new(terms: TermsV1) -> Self {
-        let tab = Tab::default();
-        Self { terms, tab, head: None, next_seq: 1, proposal: None, voucher: None, is_delivered: true }
+        Self {
+            terms,
+            tab: Tab::default(),
+            head: None,
+            next_seq: 1,
+            proposal: None,
+            voucher: None,
+            is_delivered: true,
+            reconciled_bytes: 0,
+        }
     }
 }
 
@@ -191,6 +226,21 @@ impl Drop for ReadCount<'_> {
     }
 }
 
+/// What a provider has of a deal.
+struct Theirs {
+    state: DealState,
+    members: Vec<Member>,
+}
+
+/// What a voucher is to pay for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pay {
+    /// Reading alone: storage is paid for after a good audit.
+    Reads,
+    /// Reading, and storage in all periods that are over.
+    All,
+}
+
 /// What is to change under a deal's head.
 #[derive(Debug, Clone, Default)]
 pub struct HeadChange {
@@ -240,6 +290,8 @@ pub struct Deals {
     cells: Mutex<BTreeMap<(PublicKey, DealId), Arc<Cell>>>,
     /// Held while deals are opened or topped up.
     opening: tokio::sync::Mutex<()>,
+    /// Deals that are being taken over.
+    adopting: Mutex<HashSet<DealId>>,
 }
 
 fn record_key(id: DealId) -> Vec<u8> {
@@ -249,8 +301,19 @@ fn record_key(id: DealId) -> Vec<u8> {
 /// What a deal needs before more can be stored under it.
 enum Need {
     Nothing(DealId),
-    TopUp { cell: Arc<Cell>, wanted: Amount, least: Amount },
-    Open { terms: Box<Signed<Terms>>, wanted: Amount, least: Amount },
+    TopUp(Arc<Cell>, Amounts),
+    Open(Box<Signed<Terms>>, Amounts),
+}
+
+/// What may be put aside, from what is best to what will just do.
+#[derive(Clone, Copy)]
+struct Amounts {
+    /// For more than is stored, so that the next little thing needs nothing.
+    generous: Amount,
+    /// For what is to be stored, for the time that is paid for in advance.
+    wanted: Amount,
+    /// For what is stored now, and a moment.
+    least: Amount,
 }
 
 impl Deals {
@@ -287,6 +350,7 @@ impl Deals {
             presign_periods,
             cells: Mutex::new(cells),
             opening: tokio::sync::Mutex::default(),
+            adopting: Mutex::default(),
         })
     }
 
@@ -342,43 +406,42 @@ impl Deals {
         price_max: StoragePrice,
     ) -> Result<Vec<Result<DealId, DealError>>, DealError> {
         let _opening = self.opening.lock().await;
-        let needs = nodes.iter().map(|node| self.need(*node, shard_bytes, expect_bytes, price_max));
+        let needs = nodes.iter().map(async |node| {
+            let needed = timeout(STALL_TIMEOUT, self.need(*node, shard_bytes, expect_bytes, price_max)).await;
+            needed.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))
+        });
         let needs: Vec<Result<Need, DealError>> = futures::future::join_all(needs).await;
-        let amounts = |wanted: bool| {
+        let free = self.chain.view(|l| l.state().account(&self.account).free)?;
+        let sum = |level: fn(&Amounts) -> Amount| {
             let amount = |need: &Need| match need {
                 Need::Nothing(_) => 0,
-                Need::TopUp { wanted: much, least, .. } | Need::Open { wanted: much, least, .. } => {
-                    if wanted { much.0 } else { least.0 }
-                }
+                Need::TopUp(_, amounts) | Need::Open(_, amounts) => level(amounts).0,
             };
             needs.iter().flatten().map(amount).sum::<u128>()
         };
-        let free = self.chain.view(|l| l.state().account(&self.account).free)?;
-        let is_rich = amounts(true) <= free.0;
-        let needed = Amount(amounts(false));
-        if !is_rich && needed > free {
-            return Err(DealError::Funds { needed, free });
-        }
+        let level: fn(&Amounts) -> Amount = match () {
+            () if sum(|a| a.generous) <= free.0 / FUND_GENEROUSLY => |a| a.generous,
+            () if sum(|a| a.wanted) <= free.0 => |a| a.wanted,
+            () if sum(|a| a.least) <= free.0 => |a| a.least,
+            () => return Err(DealError::Funds { needed: Amount(sum(|a| a.least)), free }),
+        };
         let action = |need: &Need| match need {
             Need::Nothing(_) => None,
-            Need::TopUp { cell, wanted, least } => {
-                Some(Action::TopUp { deal: cell.id, amount: if is_rich { *wanted } else { *least } })
+            Need::TopUp(cell, amounts) => Some(Action::TopUp { deal: cell.id, amount: level(amounts) }),
+            Need::Open(terms, amounts) => {
+                Some(Action::Open { terms: terms.raw().clone(), escrow: level(amounts) })
             }
-            Need::Open { terms, wanted, least } => Some(Action::Open {
-                terms: terms.raw().clone(),
-                escrow: if is_rich { *wanted } else { *least },
-            }),
         };
         let actions: Vec<Action> = needs.iter().flatten().filter_map(action).collect();
         let mut outcomes = self.wallet.send_all(actions).await.into_iter();
         let outcome = |need: Result<Need, DealError>| {
             let cell = match need? {
                 Need::Nothing(id) => return Ok(id),
-                Need::TopUp { cell, .. } => {
+                Need::TopUp(cell, _) => {
                     outcomes.next().expect("each action has an outcome")?;
                     cell
                 }
-                Need::Open { terms, .. } => {
+                Need::Open(terms, _) => {
                     outcomes.next().expect("each action has an outcome")?;
                     let v1 = terms.value().v1().clone();
                     let cell = Cell::new(terms.value().deal_id(), Record::new(v1));
@@ -404,6 +467,9 @@ impl Deals {
         if let Some((cell, deal)) = self.live_or_adopted(&node).await? {
             let uncovered = cell.uncovered_bytes.load(Ordering::Relaxed);
             let record = cell.lock();
+            if record.terms.price > price_max {
+                return Err(DealError::Terms);
+            }
             let funding = |extra| {
                 let tab = &record.tab;
                 tab.funding(&record.terms, deal.escrow, deal.paid, self.period(), extra, self.period_s())
@@ -415,15 +481,11 @@ impl Deals {
                 return Ok(Need::Nothing(cell.id));
             }
             let bytes = record.tab.bytes().saturating_add(extra);
-            let much = bytes.saturating_add(expect_bytes).saturating_add(bytes / 2);
             let owed = record.tab.owed(&record.terms, self.period()).unwrap_or(Amount::ZERO);
             let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
-            let more = |(periods, bytes)| {
-                Amount(self.cost(&record.terms, periods, bytes).saturating_sub(left).0.max(1))
-            };
-            let (wanted, least) = (more((self.fund_periods(), much)), more((2, bytes)));
+            let amounts = self.amounts(&record.terms, bytes, bytes.saturating_add(expect_bytes), left);
             drop(record);
-            return Ok(Need::TopUp { cell, wanted, least });
+            return Ok(Need::TopUp(cell, amounts));
         }
         let offered = self.peers.book.get(&node);
         let terms = self.peers.with_session(&node, async |session| session.terms().await).await?;
@@ -435,18 +497,31 @@ impl Deals {
         if !is_meant || !is_as_asked || v1.price > price_max || v1.collateral > Amount::ZERO {
             return Err(DealError::Terms);
         }
-        let much = shard_bytes.saturating_add(expect_bytes);
-        let (wanted, least) = (self.cost(v1, self.fund_periods(), much), self.cost(v1, 2, shard_bytes));
-        Ok(Need::Open { terms: Box::new(terms), wanted, least })
+        let amounts = self.amounts(v1, shard_bytes, shard_bytes.max(expect_bytes), Amount::ZERO);
+        Ok(Need::Open(Box::new(terms), amounts))
+    }
+
+    /// What may be put aside beside `left` for `bytes` that are stored now, of `expected` in all.
+    fn amounts(&self, terms: &TermsV1, bytes: u64, expected: u64, left: Amount) -> Amounts {
+        let periods = self.fund_periods();
+        let more = |periods, bytes| {
+            let more = self.cost(terms, periods, bytes).saturating_sub(left);
+            // A free deal costs nothing; any other needs something, since it lacks something.
+            Amount(more.0.max(u128::from(left > Amount::ZERO)))
+        };
+        Amounts {
+            generous: more(periods, (expected + expected / 2).max(FUND_BYTES_MIN)),
+            wanted: more(periods, expected),
+            least: more(2, bytes),
+        }
     }
 
     fn fund_periods(&self) -> u64 {
         (self.fund_s / u64::from(self.period_s())).max(2)
     }
 
-    /// What it costs to store `bytes`, but [`FUND_BYTES_MIN`] at least if that is to last, for `periods` and the grace, and to read them once.
+    /// What it costs to store `bytes` for `periods` and the grace, and to read them once.
     fn cost(&self, terms: &TermsV1, periods: u64, bytes: u64) -> Amount {
-        let bytes = if periods > 2 { bytes.max(FUND_BYTES_MIN) } else { bytes };
         let rate = StorageDue::of(terms.price, bytes, self.period_s().into());
         let due = rate.and_then(|rate| rate.checked_mul(periods + GRACE_PERIODS)).map(StorageDue::floor);
         let due = due.unwrap_or(spare_market::amount::SUPPLY_MAX);
@@ -462,19 +537,21 @@ impl Deals {
         if let Some(live) = self.live(node)? {
             return Ok(Some(live));
         }
-        let Some(id) = self.foreign()?.into_iter().find(|(_, of)| of == node).map(|(id, _)| id) else {
+        let Some(id) = self.foreign(true)?.into_iter().find(|(_, of)| of == node).map(|(id, _)| id) else {
             return Ok(None);
         };
         self.adopt(id).await?;
         Ok(self.live(node)?)
     }
 
-    /// Open deals of this account of which this node keeps no record, with their providers.
-    fn foreign(&self) -> Result<Vec<(DealId, PublicKey)>, ChainError> {
+    /// Open deals of this account, those of other nodes included or not, of which this node keeps no record, with their providers.
+    fn foreign(&self, of_others: bool) -> Result<Vec<(DealId, PublicKey)>, ChainError> {
         let known: HashSet<DealId> = self.cells().iter().map(|cell| cell.id).collect();
         self.chain.view(|l| {
             let own = l.state().deals_of(&self.account);
             let own = own.filter(|(id, deal)| deal.terms.client == self.account && !known.contains(id));
+            let me = self.node_key.public();
+            let own = own.filter(|(_, deal)| of_others || deal.signers.contains(&me));
             let open = own.filter(|(_, deal)| deal.status == Status::Open);
             open.map(|(id, deal)| (id, deal.terms.node)).collect()
         })
@@ -488,15 +565,19 @@ impl Deals {
         self.meta.commit(Batch::default().put(Table::State, TAKES_OVER_KEY, &true))
     }
 
-    /// Takes over deals that other nodes of this account made, if this node does that. Providers that are away keep theirs for later.
+    /// Takes over deals that other nodes of this account made, if this node does that, and those of its own that it did not come to note.
+    /// Providers that are away keep theirs for later.
     ///
     /// # Errors
     /// When the local records or the ledger cannot be used.
     pub async fn take_over_foreign(&self) -> Result<(), DealError> {
-        if self.meta.get(Table::State, TAKES_OVER_KEY)? != Some(true) {
-            return Ok(());
-        }
-        futures::stream::iter(self.foreign()?)
+        let takes_over = self.meta.get(Table::State, TAKES_OVER_KEY)? == Some(true);
+        // What is being opened just now is not foreign.
+        let foreign = {
+            let _opening = self.opening.lock().await;
+            self.foreign(takes_over)?
+        };
+        futures::stream::iter(foreign)
             .for_each_concurrent(EXCHANGES_AT_ONCE, async |(id, node)| match self.adopt(id).await {
                 Ok(()) => tracing::info!(%node, deal = %id, "a deal is taken over"),
                 Err(error) => tracing::info!(%node, deal = %id, %error, "a deal could not be taken over"),
@@ -506,39 +587,70 @@ impl Deals {
     }
 
     async fn adopt(&self, id: DealId) -> Result<(), DealError> {
+        if !self.adopting.lock().expect("no holder panics").insert(id) {
+            return Err(DealError::State("it is being taken over just now"));
+        }
+        let adopted = timeout(ADOPT_WITHIN, self.adopt_alone(id)).await;
+        self.adopting.lock().expect("no holder panics").remove(&id);
+        adopted.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))
+    }
+
+    async fn adopt_alone(&self, id: DealId) -> Result<(), DealError> {
         let deal = self.on_ledger(id)?.ok_or(DealError::NoDeal)?;
+        if self.cells().iter().any(|cell| cell.id == id) {
+            return Ok(());
+        }
         let cell = Cell::new(id, Record::new(deal.terms.clone()));
-        self.take_over(&cell, &deal).await?;
+        let theirs = self.fetch(&cell, &deal).await?;
         if !deal.signers.contains(&self.node_key.public()) {
             // Whoever puts money into a deal signs for it.
             self.wallet.send(Action::TopUp { deal: id, amount: Amount(1) }).await?;
         }
+        self.take(&cell, theirs)?;
         self.keep(&cell);
         Ok(())
     }
 
-    /// Takes what the provider has of a deal, where it is newer than what is known here: another node of this account has gone on with it.
-    async fn take_over(&self, cell: &Cell, deal: &Deal) -> Result<(), DealError> {
+    /// Takes what the provider has of a deal, if it is newer than what is known here: another node of this account has gone on with it.
+    async fn take_over(&self, cell: &Cell) -> Result<(), DealError> {
+        let deal = self.on_ledger(cell.id)?.ok_or(DealError::NoDeal)?;
+        let fetching = timeout(ADOPT_WITHIN, self.fetch(cell, &deal));
+        let theirs = fetching.await.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))?;
+        let is_newer = {
+            let record = cell.lock();
+            let seq = |tab: &Tab| tab.head().map_or(0, |h| h.head.seq);
+            let total = |tab: &Tab| tab.promised().map_or(Amount::ZERO, |v| v.total);
+            let (ours, theirs) = (&record.tab, &theirs.state.tab);
+            seq(theirs) > seq(ours) || (seq(theirs) == seq(ours) && total(theirs) > total(ours))
+        };
+        if !is_newer {
+            return Err(DealError::State("it says that there is something newer, and shows nothing newer"));
+        }
+        self.take(cell, theirs)
+    }
+
+    /// Fetches what the provider has of a deal, and checks that this account signed it and that it hangs together.
+    async fn fetch(&self, cell: &Cell, deal: &Deal) -> Result<Theirs, DealError> {
         let (id, node) = (cell.id, cell.node);
-        let (state, members) = self
-            .peers
-            .with_session(&node, async |session| {
-                let state = session.deal_state(id).await?;
-                let mut members: Vec<Member> = Vec::new();
-                loop {
-                    let after = members.last().map(|m| m.root);
-                    let (page, more) = session.deal_set(id, after).await?;
-                    let is_end = !more || page.is_empty();
-                    members.extend(page);
-                    if is_end || members.len() > ADOPT_SHARDS_MAX {
-                        break Ok((state, members));
-                    }
+        let theirs = self.peers.with_session(&node, async |session| {
+            let state = session.deal_state(id).await?;
+            let mut members: Vec<Member> = Vec::new();
+            loop {
+                let after = members.last().map(|m| m.root);
+                let (page, more) = session.deal_set(id, after).await?;
+                if more && page.len() < SET_PAGE_MAX || members.len() > ADOPT_SHARDS_MAX {
+                    return Err(PeerError::Protocol("a set of shards in pages that are no pages"));
                 }
-            })
-            .await?;
-        let DealState { head, voucher, tab } = state;
+                members.extend(page);
+                if !more {
+                    return Ok(Theirs { state, members });
+                }
+            }
+        });
+        let theirs = theirs.await?;
+        let DealState { head, voucher, tab } = &theirs.state;
         let signer = |by: PublicKey| deal.signers.contains(&by);
-        let anchored = match &head {
+        let anchored = match head {
             None => None,
             Some(full) => {
                 let signed = full.check(self.network, &node)?;
@@ -548,7 +660,7 @@ impl Deals {
                 Some(AnchoredHead::of(&signed))
             }
         };
-        let promised = match &voucher {
+        let promised = match voucher {
             None => None,
             Some(raw) => {
                 let signed = raw.clone().check::<Voucher>(self.network)?;
@@ -561,31 +673,38 @@ impl Deals {
         if tab.head() != anchored.as_ref() || tab.promised() != promised.as_ref() {
             return Err(DealError::State("its tab is not under its head and voucher"));
         }
-        let began_s = deal.terms.expires_s.saturating_sub(2 * spare_market::deal::TERMS_LIFE_MAX_S);
-        tab.check_plausible(&deal.terms, self.genesis.period_at(began_s), self.period())?;
-        let known = cell.head();
-        let is_newer = anchored.map_or(0, |h| h.head.seq) > known.map_or(0, |h| h.head.seq);
-        if !is_newer && anchored != known {
-            return Err(DealError::State("it has lost the newest head"));
-        }
-        let sum = sets::sum(members.clone());
+        let began = self.genesis.period_at(deal.terms.expires_s.saturating_sub(2 * TERMS_LIFE_MAX_S));
+        let tolerance = Amount(deal.escrow.0 / ADOPT_TOLERANCE);
+        tab.check_plausible(&deal.terms, began, self.period(), self.period_s(), tolerance)?;
+        let sum = sets::sum(theirs.members.clone());
         let (root, bytes) = anchored.map_or(([0; 32], 0), |h| (h.head.set_root, h.head.bytes));
         if sum.is_none_or(|sum| (sum.hash, sum.bytes) != (root, bytes)) {
             return Err(DealError::State("its set of shards is not its head's"));
         }
+        Ok(theirs)
+    }
+
+    /// Goes on from what was fetched. A promise of this node's own that is higher stays.
+    fn take(&self, cell: &Cell, theirs: Theirs) -> Result<(), DealError> {
+        let Theirs { state: DealState { head, voucher, tab }, members } = theirs;
         let mut record = cell.lock();
         let mut next = record.clone();
-        next.next_seq = next.next_seq.max(anchored.map_or(1, |h| h.head.seq + 1));
-        (next.tab, next.head, next.voucher) = (tab, head, voucher);
-        (next.is_delivered, next.proposal) = (true, None);
+        next.next_seq = next.next_seq.max(tab.head().map_or(1, |h| h.head.seq + 1));
+        let ours = record.tab.promised().copied();
+        (next.tab, next.head, next.proposal) = (tab, head, None);
+        let theirs = next.tab.promised().map_or(Amount::ZERO, |v| v.total);
+        match ours.filter(|ours| ours.total > theirs) {
+            Some(ours) => next.tab.promise(ours),
+            None => (next.voucher, next.is_delivered) = (voucher, true),
+        }
         let mut batch = Batch::default();
-        for gone in sets::all(&self.meta, id)? {
-            batch.delete(Table::Sets, &sets::key(id, &gone.root));
+        for gone in sets::all(&self.meta, cell.id)? {
+            batch.delete(Table::Sets, &sets::key(cell.id, &gone.root));
         }
         for member in &members {
-            batch.put(Table::Sets, &sets::key(id, &member.root), &member.bytes);
+            batch.put(Table::Sets, &sets::key(cell.id, &member.root), &member.bytes);
         }
-        self.meta.commit(batch.put(Table::Deals, &record_key(id), &next))?;
+        self.meta.commit(batch.put(Table::Deals, &record_key(cell.id), &next))?;
         *record = next;
         Ok(())
     }
@@ -601,119 +720,151 @@ impl Deals {
     ///
     /// # Errors
     /// When the local records fail.
-    pub fn covering(&self, node: &PublicKey, root: &Root) -> Result<Option<DealId>, MetaError> {
+    pub fn covering(&self, node: &PublicKey, root: &Root) -> Result<Option<Arc<Cell>>, MetaError> {
         for cell in self.of_node(node) {
             if self.meta.has(Table::Sets, &sets::key(cell.id, root))? {
-                return Ok(Some(cell.id));
+                return Ok(Some(cell));
             }
         }
         Ok(None)
     }
 
-    /// Has heads countersigned that cover what `changes` says, one provider each. What is covered already, or not covered, is passed over.
-    /// Returns what failed.
+    /// Sends what earlier exchanges with `node` left open, so that it is known what is covered.
+    ///
+    /// # Errors
+    /// [`DealError`].
+    pub async fn finish_all(&self, node: &PublicKey) -> Result<(), DealError> {
+        for cell in self.of_node(node) {
+            let _turn = cell.turn.lock().await;
+            self.finish(&cell).await?;
+        }
+        Ok(())
+    }
+
+    /// Has heads countersigned that cover what `changes` says, one provider each. What is covered already, or not covered, is passed over;
+    /// so is what a closing deal covers, which goes with it. Returns what failed.
     pub async fn exchange(
         &self,
         changes: BTreeMap<PublicKey, HeadChange>,
         index_hash: [u8; 32],
     ) -> Vec<(PublicKey, DealError)> {
         let mut failures = Vec::new();
-        let mut turns = Vec::new();
-        for (node, change) in changes {
-            match self.live(&node) {
-                Ok(Some((cell, _))) => {
-                    let turn = cell.turn.clone().lock_owned().await;
-                    turns.push((cell, change, turn));
-                }
-                Ok(None) if change.add.is_empty() => {}
-                Ok(None) => failures.push((node, DealError::NoDeal)),
-                Err(error) => failures.push((node, error.into())),
+        let by_deal = match self.by_deal(changes, &mut failures) {
+            Ok(by_deal) => by_deal,
+            Err(error) => {
+                failures.push((self.account, error));
+                return failures;
             }
+        };
+        let mut turns = Vec::new();
+        for (_, (cell, change)) in by_deal {
+            let turn = cell.turn.clone().lock_owned().await;
+            turns.push((cell, change, turn));
         }
         // What an earlier exchange left open comes first.
         let finishing = turns.iter().map(|(cell, _, _)| self.finish(cell));
         let finished = futures::future::join_all(finishing).await;
-        let mut open: Vec<(Arc<Cell>, HeadChange)> = Vec::new();
-        let mut held = Vec::new();
-        for ((cell, change, turn), finished) in turns.into_iter().zip(finished) {
-            held.push(turn);
+        let mut open: Vec<(&Arc<Cell>, &HeadChange, u32)> = Vec::new();
+        for ((cell, change, _), finished) in turns.iter().zip(finished) {
             match finished {
-                Ok(()) => open.push((cell, change)),
+                Ok(()) => open.push((cell, change, 0)),
                 Err(error) => failures.push((cell.node, error)),
             }
         }
-        let mut tries = 0;
         while !open.is_empty() {
-            tries += 1;
             let mut batch = Batch::default();
-            let mut rest = Vec::new();
             let mut proposed = Vec::new();
-            for (cell, mut change) in open {
-                match self.propose(&cell, &mut change, index_hash, &mut batch) {
-                    Ok(true) => proposed.push((cell, change)),
+            for (cell, change, taken_over) in open {
+                match self.propose(cell, change, index_hash, &mut batch) {
+                    Ok(true) => proposed.push((cell, change, taken_over)),
                     Ok(false) => {}
                     Err(error) => failures.push((cell.node, error)),
                 }
             }
             crash::point("client before proposal");
             if let Err(error) = self.meta.commit(&batch) {
-                let node = proposed.first().map_or(self.account, |(cell, _)| cell.node);
-                failures.push((node, error.into()));
+                failures.push((self.account, error.into()));
                 return failures;
             }
             crash::point("client after proposal");
-            let sending = proposed.iter().map(|(cell, _)| self.send(cell));
+            let sending = proposed.iter().map(|(cell, ..)| self.send(cell));
             let sent = futures::future::join_all(sending).await;
-            for ((cell, change), sent) in proposed.into_iter().zip(sent) {
-                match sent {
-                    Ok(()) => rest.push((cell, change)),
+            open = Vec::new();
+            for ((cell, change, mut taken_over), sent) in proposed.into_iter().zip(sent) {
+                let went_on = match sent {
+                    Ok(()) => Ok(()),
+                    // Another node of this account may have gone on with the deal. What is wanted is then wanted on top of that.
                     Err(DealError::Peer(PeerError::Refused(refusal)))
-                        if matches!(refusal.code, RefusalCode::StaleHead | RefusalCode::ForkedHead)
-                            && tries < 3 =>
+                        if taken_over < TAKE_OVERS_MAX && refusal.is_of_head() =>
                     {
-                        match self.on_ledger(cell.id) {
-                            Ok(Some(deal)) => match self.take_over(&cell, &deal).await {
-                                Ok(()) => rest.push((cell, change)),
-                                Err(error) => failures.push((cell.node, error)),
-                            },
-                            _ => failures.push((cell.node, DealError::NoDeal)),
-                        }
+                        taken_over += 1;
+                        self.take_over(cell).await.map_err(|_| PeerError::Refused(refusal).into())
                     }
+                    Err(error) => Err(error),
+                };
+                match went_on {
+                    Ok(()) => open.push((cell, change, taken_over)),
                     Err(error) => failures.push((cell.node, error)),
                 }
             }
-            open = rest;
         }
         failures
     }
 
-    /// Signs the next head of a deal, as far as `change` needs one, and has `batch` make it durable. What did not fit stays in `change`.
+    /// Sorts changes by deal: what is to be covered goes under the open deal with its provider, what is not any more under the one that covers it.
+    fn by_deal(
+        &self,
+        changes: BTreeMap<PublicKey, HeadChange>,
+        failures: &mut Vec<(PublicKey, DealError)>,
+    ) -> Result<BTreeMap<DealId, (Arc<Cell>, HeadChange)>, DealError> {
+        let mut by_deal: BTreeMap<DealId, (Arc<Cell>, HeadChange)> = BTreeMap::new();
+        for (node, change) in changes {
+            if !change.add.is_empty() {
+                match self.live(&node)? {
+                    Some((cell, _)) => {
+                        let entry = by_deal.entry(cell.id).or_insert_with(|| (cell, HeadChange::default()));
+                        entry.1.add = change.add;
+                    }
+                    None => failures.push((node, DealError::NoDeal)),
+                }
+            }
+            for root in change.remove {
+                let Some(cell) = self.covering(&node, &root)? else { continue };
+                let is_open = self.on_ledger(cell.id)?.is_some_and(|deal| deal.status == Status::Open);
+                if is_open {
+                    by_deal
+                        .entry(cell.id)
+                        .or_insert_with(|| (cell, HeadChange::default()))
+                        .1
+                        .remove
+                        .push(root);
+                }
+            }
+        }
+        Ok(by_deal)
+    }
+
+    /// Signs the next head of a deal, as far as `change` still needs one, and has `batch` make it durable. A head takes a part of a long change.
     fn propose(
         &self,
         cell: &Cell,
-        change: &mut HeadChange,
+        change: &HeadChange,
         index_hash: [u8; 32],
         batch: &mut Batch,
     ) -> Result<bool, DealError> {
-        let id = cell.id;
-        let mut add = Vec::new();
-        let mut remove = Vec::new();
-        let mut left = HeadChange::default();
-        for member in std::mem::take(&mut change.add) {
-            match self.meta.has(Table::Sets, &sets::key(id, &member.root))? {
-                true => {}
-                false if add.len() < HEAD_CHANGES_MAX => add.push(member),
-                false => left.add.push(member),
+        let (mut add, mut remove) = (Vec::new(), Vec::new());
+        for member in &change.add {
+            if add.len() < HEAD_CHANGES_MAX
+                && !self.meta.has(Table::Sets, &sets::key(cell.id, &member.root))?
+            {
+                add.push(*member);
             }
         }
-        for root in std::mem::take(&mut change.remove) {
-            match self.meta.has(Table::Sets, &sets::key(id, &root))? {
-                false => {}
-                true if remove.len() < HEAD_CHANGES_MAX => remove.push(root),
-                true => left.remove.push(root),
+        for root in &change.remove {
+            if remove.len() < HEAD_CHANGES_MAX && self.meta.has(Table::Sets, &sets::key(cell.id, root))? {
+                remove.push(*root);
             }
         }
-        *change = left;
         if add.is_empty() && remove.is_empty() {
             return Ok(false);
         }
@@ -835,7 +986,8 @@ impl Deals {
         range: std::ops::Range<u64>,
         received: &AtomicU64,
     ) -> Result<Vec<u8>, PeerError> {
-        let cell = self.live(node).ok().flatten().map(|(cell, _)| cell);
+        let covering = self.covering(node, &root).ok().flatten();
+        let cell = covering.or_else(|| self.live(node).ok().flatten().map(|(cell, _)| cell));
         let count = || {
             let cell = cell.clone()?;
             Some(ReadCount { cell, received, before: received.load(Ordering::Relaxed) })
@@ -846,7 +998,7 @@ impl Deals {
         let Some(cell) = &cell else { return result };
         let is_due =
             matches!(&result, Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::PaymentDue);
-        if is_due && self.pay(cell).await.is_ok() {
+        if is_due && self.pay(cell, Pay::Reads).await.is_ok() {
             let _counting = count();
             result = self.peers.read(node, root, shard_bytes, range, received).await;
         }
@@ -854,7 +1006,7 @@ impl Deals {
         if unpaid >= PAY_READS_BYTES && cell.turn.try_lock().is_ok() {
             let (deals, cell) = (self.clone(), cell.clone());
             tokio::spawn(async move {
-                if let Err(error) = deals.pay(&cell).await {
+                if let Err(error) = deals.pay(&cell, Pay::Reads).await {
                     tracing::debug!(node = %cell.node, %error, "a voucher was not taken");
                 }
             });
@@ -866,46 +1018,77 @@ impl Deals {
     ///
     /// # Errors
     /// [`DealError`]; the promise is handed over another time then.
-    pub async fn pay(&self, cell: &Cell) -> Result<(), DealError> {
+    pub async fn pay(&self, cell: &Cell, what: Pay) -> Result<(), DealError> {
         let _turn = cell.turn.lock().await;
         for is_last_try in [false, true] {
-            let Some(vouchers) = self.sign_vouchers(cell)? else { return Ok(()) };
-            let handing =
-                self.peers.with_session(&cell.node, async |session| session.vouchers(vouchers).await);
-            match handing.await {
-                Err(PeerError::Refused(refusal))
-                    if refusal.code == RefusalCode::StaleVoucher && !is_last_try =>
-                {
-                    // Another node of this account has promised more. What it promised counts here, too.
-                    let deal = self.on_ledger(cell.id)?.ok_or(DealError::NoDeal)?;
-                    self.take_over(cell, &deal).await?;
+            let vouchers = self.sign_vouchers(cell, what)?;
+            let has_all = vouchers.is_empty();
+            let handing = self.peers.with_session(&cell.node, async |session| {
+                if vouchers.is_empty() { Ok(()) } else { session.vouchers(vouchers).await }
+            });
+            let refusal = match handing.await {
+                Ok(()) if has_all && what == Pay::Reads && !is_last_try => {
+                    // The provider wants payment, and by what is known here it has it: it has counted more.
+                    self.reconcile_reads(cell).await?;
+                    continue;
                 }
-                handed => {
-                    handed?;
-                    cell.lock().is_delivered = true;
+                Ok(()) if has_all => return Ok(()),
+                Ok(()) => {
+                    let mut record = cell.lock();
+                    record.is_delivered = true;
                     crash::point("client after voucher");
-                    let record = cell.lock().clone();
                     return Ok(self.meta.note(Batch::default().put(
                         Table::Deals,
                         &record_key(cell.id),
-                        &record,
+                        &*record,
                     ))?);
                 }
+                Err(PeerError::Refused(refusal)) if !is_last_try => refusal,
+                Err(error) => return Err(error.into()),
+            };
+            match refusal.code {
+                // Another node of this account has promised more. What it promised counts here, too.
+                RefusalCode::StaleVoucher => self.take_over(cell).await?,
+                RefusalCode::BadVoucher => self.reconcile_reads(cell).await?,
+                _ => return Err(PeerError::Refused(refusal).into()),
             }
         }
         Ok(())
     }
 
-    /// The newest voucher, and some for the periods to come, or `None` if the provider has all there is. Noted before they are sent.
-    fn sign_vouchers(&self, cell: &Cell) -> Result<Option<Vec<SignedBytes>>, DealError> {
-        let Some(deal) = self.on_ledger(cell.id)? else { return Ok(None) };
+    /// Takes the provider's count of bytes read, if it is a little higher than this node's: what was under way when a connection broke, or
+    /// this node was killed, is counted there alone.
+    async fn reconcile_reads(&self, cell: &Cell) -> Result<(), DealError> {
+        let id = cell.id;
+        let state = self.peers.with_session(&cell.node, async |session| session.deal_state(id).await).await?;
+        let mut record = cell.lock();
+        let (ours, theirs) = (record.tab.read_bytes(), state.tab.read_bytes());
+        let missed = theirs.saturating_sub(ours);
+        let most = READ_STEP_BYTES + ours / READS_TRUSTED;
+        if record.reconciled_bytes.saturating_add(missed) > most {
+            return Err(DealError::State("it counts far more bytes read than arrived here"));
+        }
+        let mut next = record.clone();
+        next.tab.add_read(missed);
+        next.reconciled_bytes += missed;
+        self.meta.note(Batch::default().put(Table::Deals, &record_key(id), &next))?;
+        *record = next;
+        Ok(())
+    }
+
+    /// The newest voucher, and some for the periods to come; none if the provider has all there is. Noted before they are sent.
+    fn sign_vouchers(&self, cell: &Cell, what: Pay) -> Result<Vec<SignedBytes>, DealError> {
+        let Some(deal) = self.on_ledger(cell.id)? else { return Ok(Vec::new()) };
         let period = self.period();
         let mut record = cell.lock();
         let mut next = record.clone();
         next.tab.add_read(cell.read_bytes.swap(0, Ordering::Relaxed));
         let sign = |v: VoucherV1| Signed::new(Voucher::V1(v), self.network, &self.node_key).raw().clone();
-        let now = period.max(next.tab.head().map_or(0, |h| h.head.from));
-        if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, now)? {
+        let before = match what {
+            Pay::Reads => next.tab.promised_before(),
+            Pay::All => period.max(next.tab.promised_before()),
+        };
+        if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {
             next.tab.promise(voucher);
             next.voucher = Some(sign(voucher));
             next.is_delivered = false;
@@ -913,15 +1096,18 @@ impl Deals {
         let mut vouchers: Vec<SignedBytes> = Vec::new();
         if !next.is_delivered {
             vouchers.extend(next.voucher.clone());
-            for ahead in 1..=self.presign_periods as u64 {
-                let voucher = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, now + ahead)?;
+            let ahead = if what == Pay::All { self.presign_periods as u64 } else { 0 };
+            for ahead in 1..=ahead {
+                let voucher = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before + ahead)?;
                 vouchers.extend(voucher.map(sign));
             }
             crash::point("client before voucher");
+        }
+        if next != *record {
             self.meta.note(Batch::default().put(Table::Deals, &record_key(cell.id), &next))?;
         }
         *record = next;
-        Ok((!vouchers.is_empty()).then_some(vouchers))
+        Ok(vouchers)
     }
 
     /// Tops up deals whose money does not last for half the time that is paid for in advance. Says what is missing.
@@ -930,8 +1116,8 @@ impl Deals {
     /// [`DealError`].
     pub async fn top_up(&self, cells: &[Arc<Cell>]) -> Result<(), DealError> {
         let _opening = self.opening.lock().await;
-        let mut actions = Vec::new();
-        let (mut needed, half) = (Amount::ZERO, self.fund_periods() / 2);
+        let mut due = Vec::new();
+        let half = self.fund_periods() / 2;
         for cell in cells {
             let Some(deal) = self.on_ledger(cell.id)?.filter(|deal| deal.status == Status::Open) else {
                 continue;
@@ -946,18 +1132,25 @@ impl Deals {
             let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
             let amount = self.cost(terms, self.fund_periods(), tab.bytes()).saturating_sub(left);
             if amount > Amount::ZERO {
-                needed = needed.checked_add(amount).unwrap_or(needed);
-                actions.push(Action::TopUp { deal: cell.id, amount });
+                due.push((funding.periods, cell.id, amount));
             }
         }
+        // Those that run dry first come first. When the money does not go round, each gets a share.
+        due.sort_unstable();
         let free = self.chain.view(|l| l.state().account(&self.account).free)?;
-        if needed > free {
-            return Err(DealError::Funds { needed, free });
+        let (mut left, mut actions) = (free, Vec::new());
+        for (i, (_, deal, amount)) in due.iter().enumerate() {
+            let share = Amount(left.0 / (due.len() - i) as u128).min(*amount);
+            if share > Amount::ZERO {
+                left = left.saturating_sub(share);
+                actions.push(Action::TopUp { deal: *deal, amount: share });
+            }
         }
+        let needed = Amount(due.iter().map(|(_, _, amount)| amount.0).sum());
         for taken in self.wallet.send_all(actions).await {
             taken?;
         }
-        Ok(())
+        if needed > free { Err(DealError::Funds { needed, free }) } else { Ok(()) }
     }
 
     /// Begins to close a deal. What it covers goes with it.

@@ -32,6 +32,8 @@ use crate::unix_now_s;
 
 /// How often the bootstrap peers are dialled while no peer is connected.
 const REJOIN_INTERVAL: Duration = Duration::from_secs(2);
+/// Asks in a row that no peer wanted to hear, after which connections are made anew. The first few come in quick succession.
+const UNHEARD_MAX: u32 = 3;
 /// Most known providers that are dialled beside the bootstrap peers.
 const REJOIN_PROVIDERS_MAX: usize = 16;
 /// How often Kademlia looks around for further peers.
@@ -137,6 +139,7 @@ pub async fn start(
         book,
         outbox,
         identified: HashSet::new(),
+        unheard: 0,
     };
     Ok(Discovery { addresses, control, publish, task: tokio::spawn(runner.run()) })
 }
@@ -226,6 +229,8 @@ struct Runner {
     outbox: mpsc::Receiver<SignedBytes>,
     /// Connected peers that have said where they listen.
     identified: HashSet<PeerId>,
+    /// Asks in a row that no peer wanted to hear.
+    unheard: u32,
 }
 
 impl Runner {
@@ -266,8 +271,21 @@ impl Runner {
 
     fn publish(&mut self, ask: &SignedBytes) {
         // Without subscribers there is nobody to tell; late joiners ask for what they missed.
-        if let Err(error) = self.swarm.behaviour_mut().gossip.publish(self.topic.clone(), to_bytes(ask)) {
-            tracing::debug!(%error, "an ask was not gossiped");
+        match self.swarm.behaviour_mut().gossip.publish(self.topic.clone(), to_bytes(ask)) {
+            Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => self.unheard += 1,
+            Err(error) => tracing::debug!(%error, "an ask was not gossiped"),
+            Ok(_) => self.unheard = 0,
+        }
+        // A peer to which this node's last process seems connected still does not repeat to this one what it subscribes to. Once that
+        // connection is over, a fresh one makes it.
+        if self.unheard > UNHEARD_MAX {
+            let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+            tracing::debug!(peers = peers.len(), "nobody listens to asks: connecting anew");
+            for peer in peers {
+                // One that is gone already is as good.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+            self.rejoin();
         }
     }
 

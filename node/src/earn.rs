@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, ReadPrice, StoragePrice};
@@ -45,6 +45,10 @@ const TERMS_LIFE_S: u64 = TERMS_LIFE_MAX_S / 2;
 const REDEEM_AFTER_PERIODS: u64 = 24;
 /// How often the deals are looked through, at most and at least.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Periods after which a deal that covers nothing is closed, which gives its escrow back.
+const IDLE_PERIODS: u64 = 24;
+/// How long a refusal waits for a block that may change it.
+const BLOCK_MOMENT: Duration = Duration::from_secs(1);
 const KEY_PREFIX: &[u8] = b"provider ";
 
 /// A deal as its provider keeps it.
@@ -133,6 +137,11 @@ fn record_key(id: DealId) -> Vec<u8> {
 fn internal(error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "a deal's records failed");
     Refusal::new(RefusalCode::Unavailable, error.to_string())
+}
+
+/// A node that just put its money in may be a block ahead of the ledger here.
+fn not_a_signer() -> Refusal {
+    Refusal::new(RefusalCode::Unfunded, "it is not signed by a node that funded this deal")
 }
 
 fn no_deal(why: &str) -> Refusal {
@@ -337,6 +346,7 @@ impl Earner {
         }
         let signed = raw.check::<Head>(self.network).map_err(|e| bad(e.to_string()))?;
         let (id, head) = (signed.value().v1().deal, AnchoredHead::of(&signed));
+        head.head.check_bounds().map_err(|e| refused(e.into()))?;
         let (cell, deal) = self.deal(owner, id)?;
         let mut record = cell.lock();
         if let Some(full) =
@@ -348,10 +358,10 @@ impl Earner {
             return Err(no_deal("the deal is closing"));
         }
         if !deal.signers.contains(&signed.signer()) {
-            return Err(bad("it is not signed by a node that funded this deal".into()));
+            return Err(not_a_signer());
         }
         let now = self.period();
-        if head.head.from + 1 < now || head.head.from > now + 1 {
+        if head.head.from.abs_diff(now) > 1 {
             return Err(bad(format!("it holds from period {}, and now is period {now}", head.head.from)));
         }
         let mut next = record.clone();
@@ -372,7 +382,7 @@ impl Earner {
         self.meta.commit(batch.put(Table::Deals, &record_key(id), &next)).map_err(internal)?;
         crash::point("provider after head");
         *record = next;
-        self.no_longer_fresh(owner, changed.add.iter().map(|m| m.bytes).sum());
+        self.no_longer_fresh(owner, changed.fresh_bytes);
         self.stored(owner, changed.released_bytes);
         Ok(full)
     }
@@ -396,6 +406,9 @@ impl Earner {
             let ShardRecord::V1 { shard_bytes, .. } = record
                 .ok_or_else(|| Refusal::new(RefusalCode::NotHere, format!("shard {root} is not here")))?;
             changed.add.push(Member { root: *root, bytes: shard_bytes });
+            if self.meta.has(Table::Fresh, &shard_key(owner, root)).map_err(internal)? {
+                changed.fresh_bytes += shard_bytes;
+            }
             batch.put(Table::Sets, &sets::key(id, root), &shard_bytes);
             batch.delete(Table::Fresh, &shard_key(owner, root));
         }
@@ -447,7 +460,7 @@ impl Earner {
             }
             let (cell, deal) = self.deal(owner, voucher.deal)?;
             if !deal.signers.contains(&signed.signer()) {
-                return Err(bad("it is not signed by a node that funded this deal".into()));
+                return Err(not_a_signer());
             }
             let mut record = cell.lock();
             let is_over = voucher.paid_through.is_none_or(|through| through < self.period());
@@ -456,7 +469,10 @@ impl Earner {
             }
             let mut next = record.clone();
             if is_over {
-                next.tab.take_voucher(voucher.deal, &record.terms, deal.epoch, voucher).map_err(refused)?;
+                let now = self.period();
+                next.tab
+                    .take_voucher(voucher.deal, &record.terms, deal.epoch, voucher, now)
+                    .map_err(refused)?;
                 next.voucher = Some(signed.raw().clone());
             } else {
                 record.tab.check_covers(&record.terms, &voucher).map_err(refused)?;
@@ -473,11 +489,12 @@ impl Earner {
         Ok(())
     }
 
-    /// The deal on which a read of `owner` is counted, unless too much is unpaid.
+    /// The deal on which a read of `bytes` of a shard of `owner` is counted, and counts it, unless too much is unpaid or the escrow does not
+    /// have it.
     ///
     /// # Errors
     /// The refusal to send.
-    pub fn may_read(&self, owner: &PublicKey, root: &Root) -> Result<Option<DealId>, Refusal> {
+    pub fn may_read(&self, owner: &PublicKey, root: &Root, bytes: u64) -> Result<Option<DealId>, Refusal> {
         let deals: Vec<_> = {
             let deals = self.deals.lock().expect("no holder panics");
             let of_owner = deals.iter().filter(|(_, cell)| cell.client == *owner);
@@ -486,21 +503,38 @@ impl Earner {
         let covering = deals
             .iter()
             .find(|(id, _)| matches!(self.meta.has(Table::Sets, &sets::key(*id, root)), Ok(true)));
-        let Some((id, record)) = covering.or(deals.last()) else { return Ok(None) };
-        let unpaid = record.lock().tab.unpaid_read_bytes();
+        let Some((id, cell)) = covering.or(deals.last()) else { return Ok(None) };
+        let Some(deal) = self.on_ledger(*id).map_err(internal)? else { return Ok(None) };
+        let mut record = cell.lock();
+        if record.terms.read_price == ReadPrice(0) {
+            return Ok(None);
+        }
+        let unpaid = record.tab.unpaid_read_bytes();
         if unpaid > READ_STEP_BYTES {
             let why = format!("{unpaid} bytes were read and not paid for; send a voucher");
             return Err(Refusal::new(RefusalCode::PaymentDue, why));
         }
+        let owed = record.tab.owed(&record.terms, self.period().max(record.tab.promised_before()));
+        let owed = owed.unwrap_or(Amount::ZERO).saturating_sub(deal.paid);
+        if owed.checked_add(record.terms.read_price.cost(bytes)).is_none_or(|owed| owed > deal.escrow) {
+            let why = format!("the deal's escrow of {} credits does not have it; top it up", deal.escrow);
+            return Err(Refusal::new(RefusalCode::Unfunded, why));
+        }
+        record.tab.add_read(bytes);
         Ok(Some(*id))
     }
 
-    /// Counts bytes that were read.
-    pub fn note_read(&self, id: DealId, bytes: u64) {
-        let record = self.deals.lock().expect("no holder panics").get(&id).cloned();
-        if let Some(record) = record {
-            record.lock().tab.add_read(bytes);
+    /// Takes back bytes that were counted as read and not sent.
+    pub fn take_back_read(&self, id: DealId, bytes: u64) {
+        let cell = self.deals.lock().expect("no holder panics").get(&id).cloned();
+        if let Some(cell) = cell {
+            cell.lock().tab.take_back_read(bytes);
         }
+    }
+
+    /// Waits for the ledger to grow, for a moment.
+    pub async fn await_block(&self) {
+        let _ = timeout(BLOCK_MOMENT, self.chain.height().changed()).await;
     }
 
     /// How a deal stands.
@@ -540,6 +574,12 @@ impl Earner {
             let _owner = self.owner_lock(owner);
             let fresh: Option<Fresh> = self.meta.get(Table::Fresh, &shard_key(owner, root))?;
             let Some(Fresh::V1 { shard_bytes, .. }) = fresh else { continue };
+            if self.is_covered(owner, root)? {
+                // It was stored again while a head came to cover it.
+                self.meta.note(Batch::default().delete(Table::Fresh, &shard_key(owner, root)))?;
+                self.no_longer_fresh(owner, shard_bytes);
+                continue;
+            }
             let bytes = self.volume.delete(owner, root, until_s)?;
             if bytes > 0 {
                 self.no_longer_fresh(owner, shard_bytes);
@@ -548,6 +588,19 @@ impl Earner {
             }
         }
         Ok((shards, freed))
+    }
+
+    fn is_covered(&self, owner: &PublicKey, root: &Root) -> Result<bool, MetaError> {
+        let deals: Vec<DealId> = {
+            let deals = self.deals.lock().expect("no holder panics");
+            deals.iter().filter(|(_, cell)| cell.client == *owner).map(|(id, _)| *id).collect()
+        };
+        for id in deals {
+            if self.meta.has(Table::Sets, &sets::key(id, root))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Has shards that a head removed deleted in the background.
@@ -620,7 +673,12 @@ impl Earner {
             }
         }
         for taken in wallet.send_all(actions).await {
-            taken?;
+            match taken {
+                // The background work was faster.
+                Err(SubmitError::NotTaken(refused))
+                    if matches!(refused.code.as_str(), "stale_voucher" | "escrow_empty") => {}
+                taken => drop(taken?),
+            }
         }
         Ok(sum)
     }
@@ -630,11 +688,18 @@ impl Earner {
     pub async fn run(self: Arc<Self>, wallet: Arc<Wallet>) {
         let every = Duration::from_secs(self.period_s().into()) / 4;
         let every = every.clamp(LOOK_EVERY.0, LOOK_EVERY.1);
+        let mut height = self.chain.height();
+        let mut swept_at: Option<Instant> = None;
         loop {
+            let is_sweeping = swept_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY.1);
+            if is_sweeping {
+                swept_at = Some(Instant::now());
+            }
             let this = self.clone();
-            let looked = tokio::task::spawn_blocking(move || this.look()).await;
-            match looked.expect("looking through deals does not panic") {
-                Ok(actions) => {
+            let looked = tokio::task::spawn_blocking(move || this.look(is_sweeping)).await;
+            match looked {
+                Err(error) => tracing::error!(%error, "looking through the deals ended abnormally"),
+                Ok(Ok(actions)) => {
                     for taken in wallet.send_all(actions).await {
                         match taken {
                             Ok(_) => {}
@@ -642,14 +707,16 @@ impl Earner {
                         }
                     }
                 }
-                Err(error) => tracing::error!(%error, "the deals could not be looked through"),
+                Ok(Err(error)) => tracing::error!(%error, "the deals could not be looked through"),
             }
-            sleep(every).await;
+            // A block may have closed a deal.
+            sleep(LOOK_EVERY.0).await;
+            let _ = timeout(every, height.changed()).await;
         }
     }
 
     /// What is to be told to the ledger now.
-    fn look(&self) -> Result<Vec<Action>, EarnError> {
+    fn look(&self, is_sweeping: bool) -> Result<Vec<Action>, EarnError> {
         let mut actions = Vec::new();
         let deals = self.deals.lock().expect("no holder panics").clone();
         for (id, cell) in deals {
@@ -662,7 +729,9 @@ impl Earner {
                 None => self.end(id, &cell)?,
             }
         }
-        self.sweep()?;
+        if is_sweeping {
+            self.sweep()?;
+        }
         Ok(actions)
     }
 
@@ -681,7 +750,7 @@ impl Earner {
             return Ok(());
         }
         for raw in due {
-            let taken = parse(&raw).map(|v| record.tab.take_voucher(id, &record.terms, deal.epoch, v));
+            let taken = parse(&raw).map(|v| record.tab.take_voucher(id, &record.terms, deal.epoch, v, now));
             match taken {
                 Some(Ok(())) => record.voucher = Some(raw),
                 // The client was here all along and signed newer ones, or stores more by now.
@@ -702,6 +771,8 @@ impl Earner {
         let is_dry =
             funding.in_grace && owed.saturating_sub(deal.paid) >= deal.escrow && self.is_charged(record);
         let is_closing = deal.status != Status::Open;
+        let idle_since = record.tab.head().map_or(record.redeemed_in, |head| head.head.from);
+        let is_idle = record.tab.bytes() == 0 && now >= idle_since + IDLE_PERIODS;
         let open = unpaid(record, deal);
         let is_large = open.0 > deal.escrow.0 / 2;
         let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;
@@ -713,8 +784,8 @@ impl Earner {
         let known = deal.head.map_or(0, |head| head.head.seq);
         let newer = record.head.clone().filter(|_| record.tab.head().is_some_and(|h| h.head.seq > known));
         match deal.status {
-            Status::Open if is_dry => {
-                tracing::warn!(deal = %id, "a deal has run dry and is being closed");
+            Status::Open if is_dry || is_idle => {
+                tracing::info!(deal = %id, is_dry, is_idle, "a deal is being closed");
                 actions.push(Action::Close { deal: id, head: newer });
             }
             Status::Open => {}
@@ -761,6 +832,8 @@ fn unpaid(record: &Record, deal: &Deal) -> Amount {
 #[derive(Default)]
 struct Changed {
     add: Vec<Member>,
+    /// Bytes of those that no head covered before.
+    fresh_bytes: u64,
     /// Bytes of what it removes and no other deal covers.
     released_bytes: u64,
 }

@@ -319,6 +319,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// Whether a head was refused for what it says.
+    pub fn is_of_head(&self) -> bool {
+        matches!(self.code, RefusalCode::StaleHead | RefusalCode::ForkedHead | RefusalCode::BadHead)
+    }
+
     /// A refusal with the blame that its code implies.
     pub fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
         use RefusalCode::*;

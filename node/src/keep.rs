@@ -12,13 +12,15 @@ use spare_proofs::tree::GROUP_BYTES;
 use tokio::time::{sleep, timeout};
 
 use crate::client::Client;
-use crate::deals::{Cell, DealError};
+use crate::deals::{Cell, DealError, Pay};
 use crate::peers::PeerError;
 
 /// Deals that are looked after at once.
 const AT_ONCE: usize = 8;
 /// How often it is looked whether something is due, at most and at least.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// How often the log says that money is missing.
+const WARN_EVERY: Duration = Duration::from_secs(3600);
 /// How often deals of other nodes of this account are taken over, where this node does that.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(10);
 /// Longest time for one deal's audit and voucher.
@@ -31,14 +33,9 @@ pub async fn run(client: Arc<Client>) {
     let period = Duration::from_secs(client.deals.period_s().into());
     let every = (period / 8).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
     let mut topped_up_at: Option<Instant> = None;
-    let mut took_over_at: Option<Instant> = None;
+    let mut warned_at: Option<Instant> = None;
+    tokio::spawn(take_over(client.clone()));
     loop {
-        if took_over_at.is_none_or(|at| at.elapsed() >= TAKE_OVER_EVERY) {
-            took_over_at = Some(Instant::now());
-            if let Err(error) = client.deals.take_over_foreign().await {
-                tracing::error!(%error, "no deals could be taken over");
-            }
-        }
         let cells = client.deals.cells();
         futures::stream::iter(&cells)
             .for_each_concurrent(AT_ONCE, async |cell| {
@@ -50,11 +47,26 @@ pub async fn run(client: Arc<Client>) {
             .await;
         if topped_up_at.is_none_or(|at| at.elapsed() >= every * 4) {
             topped_up_at = Some(Instant::now());
-            if let Err(error) = client.deals.top_up(&cells).await {
-                tracing::warn!(%error, "deals could not be topped up");
+            match client.deals.top_up(&cells).await {
+                Ok(()) => warned_at = None,
+                Err(error) if warned_at.is_none_or(|at: Instant| at.elapsed() >= WARN_EVERY) => {
+                    warned_at = Some(Instant::now());
+                    tracing::warn!(%error, "deals could not be topped up");
+                }
+                Err(_) => {}
             }
         }
         sleep(every).await;
+    }
+}
+
+/// Takes deals over, where this node does that. Apart from the rest, since providers may let it wait.
+async fn take_over(client: Arc<Client>) {
+    loop {
+        if let Err(error) = client.deals.take_over_foreign().await {
+            tracing::error!(%error, "no deals could be taken over");
+        }
+        sleep(TAKE_OVER_EVERY).await;
     }
 }
 
@@ -66,7 +78,7 @@ async fn look_after(client: &Arc<Client>, cell: &Arc<Cell>) -> Result<(), DealEr
         audit.good_in.is_none_or(|good_in| good_in < period)
     };
     if is_due && cell.head().is_some() && audit(client, cell, period).await {
-        client.deals.pay(cell).await?;
+        client.deals.pay(cell, Pay::All).await?;
     }
     client.deals.renew(cell, client.index_hash()).await
 }

@@ -82,7 +82,7 @@ pub const BLOCKS_PER_ANSWER_BYTES: usize = 1 << 20;
 /// Most bytes of an answer with blocks: one block more than the budget.
 pub const BLOCKS_MAX_BYTES: usize = 8 << 20;
 /// How long an asker for blocks is kept waiting for the next one.
-pub const BLOCKS_WAIT: Duration = Duration::from_secs(10);
+pub const BLOCKS_WAIT: Duration = Duration::from_secs(5);
 /// Time for a transaction to get into a block, and for that block to arrive.
 pub const SUBMIT_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -33,7 +33,9 @@ use crate::unix_now_s;
 /// Pause of a follower that got nothing.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// Tries of a transaction whose number another one of this node took.
-const TRIES_MAX: usize = 3;
+const TRIES_MAX: usize = 10;
+/// How long the ledger here may take to show a further block, when it lags behind the market's.
+const CATCH_UP: Duration = Duration::from_secs(3);
 
 /// A transaction refused by the ledger, as it is told to whoever submitted it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -275,7 +277,7 @@ impl Wallet {
                     if refused.code == "wrong_number" && tries < TRIES_MAX =>
                 {
                     *number = None;
-                    sleep(FOLLOW_PAUSE).await;
+                    let _ = timeout(CATCH_UP, self.market.chain.height().changed()).await;
                     continue;
                 }
                 // Whether it was taken is not known.

@@ -589,7 +589,7 @@ impl Session {
     pub async fn blocks(&mut self, from: u64) -> Result<Vec<Block>, PeerError> {
         self.in_step = false;
         in_time(write_frame(&mut self.wire.send, &Request::Blocks { from })).await?;
-        let Response::Blocks { len } = self.response_within(BLOCKS_WAIT + STALL_TIMEOUT).await? else {
+        let Response::Blocks { len } = self.response_within(BLOCKS_WAIT + HELLO_TIMEOUT).await? else {
             return Err(PeerError::Protocol("another answer than blocks"));
         };
         self.bulk(len, BLOCKS_MAX_BYTES).await

@@ -7,6 +7,7 @@
 //! A put is done only when all n shards of every segment are covered by heads that their providers countersigned, and the index entry is on more providers than may be lost.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -104,7 +105,7 @@ pub enum PutError {
         /// What happened.
         failures: String,
     },
-    /// The account has too little money.
+    /// Storage cannot be paid for: the account has too little money, or the market cannot be reached.
     #[error(transparent)]
     Funds(DealError),
     /// Providers took shards and did not sign for them.
@@ -247,7 +248,13 @@ pub async fn put(
     check_room(client, &options)?;
     let blob_id = begin_or_resume(client, &options)?;
     let put = Put::new(client, transfer, &options, blob_id);
-    let (recipe, placement) = put.store(source).await?;
+    let (recipe, placement) = match put.store(source).await {
+        Err(error) => {
+            forget_if_empty(client, options.name.as_bytes())?;
+            return Err(error);
+        }
+        stored => stored?,
+    };
     let entry = put.remember(recipe, placement, blob_id).await?;
     put.cover().await?;
     finish(client, &options.name, entry.clone(), replaced).await?;
@@ -342,6 +349,17 @@ fn begin_or_resume(client: &Client, options: &PutOptions) -> Result<[u8; 16], Pu
     let journal = PutJournal { blob_id: rand::random(), geometry: options.geometry };
     meta.commit(Batch::default().put(Table::Puts, key, &journal))?;
     Ok(journal.blob_id)
+}
+
+/// Forgets an unfinished put that has placed nothing: there is nothing to go on with.
+fn forget_if_empty(client: &Client, journal_key: &[u8]) -> Result<(), MetaError> {
+    let meta = client.catalog.meta();
+    let mut is_empty = true;
+    meta.scan::<SegmentJournal>(Table::Puts, &[journal_key, b"\0"].concat(), |_, segment| {
+        is_empty &= segment.placed.iter().all(Option::is_none) && segment.lost.is_empty();
+        if is_empty { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    if is_empty { meta.note(Batch::default().delete(Table::Puts, journal_key)) } else { Ok(()) }
 }
 
 fn segment_key(journal_key: &[u8], segment: u64) -> Vec<u8> {
@@ -458,6 +476,8 @@ impl Put {
         {
             match deal {
                 Ok(deal) => jobs.push(Job { shard, node, deal }),
+                // Not this provider's fault: others would not do better.
+                Err(error) if error.concerns_all() => return Err(PutError::Funds(error)),
                 Err(error) => {
                     tracing::info!(%node, %error, "no deal could be made");
                     failures.insert(node, error.to_string());

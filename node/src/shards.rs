@@ -408,14 +408,14 @@ impl Incoming {
         written.map_err(|e| full_or(e, self.reservation.bytes))
     }
 
-    /// Makes the shard's file durable, puts it on record as fresh, and returns its root. Blocks.
+    /// Makes the shard's file durable, puts it on record as fresh, and returns its root, and whether it was not here before. Blocks.
     ///
     /// # Errors
     /// When the disk or the metadata store fails. Nothing is on record then; a file that was renamed already is removed at the next start.
     ///
     /// # Panics
     /// When not all announced bytes were written.
-    pub fn commit(mut self, owner: &PublicKey, now_s: u64) -> Result<Root, ShardError> {
+    pub fn commit(mut self, owner: &PublicKey, now_s: u64) -> Result<(Root, bool), ShardError> {
         assert_eq!(self.written_bytes, self.shard_bytes, "a shard is written whole");
         let tree = std::mem::take(&mut self.hasher).finalize();
         let hashes: Vec<u8> = tree.groups().iter().flatten().copied().collect();
@@ -432,7 +432,7 @@ impl Incoming {
             if volume.meta.has(Table::Fresh, &key)? {
                 volume.meta.note(Batch::default().put(Table::Fresh, &key, &fresh))?;
             }
-            return Ok(root);
+            return Ok((root, false));
         }
         let name = file_name(owner, &root);
         volume.meta.note(Batch::default().put(Table::Pending, name.as_bytes(), &key))?;
@@ -449,7 +449,7 @@ impl Incoming {
         volume.used_bytes.fetch_add(file_disk_bytes, Ordering::Relaxed);
         volume.folder_bytes[usize::from(root.as_bytes()[0])]
             .store(disk_bytes(&folder.metadata()?), Ordering::Relaxed);
-        Ok(root)
+        Ok((root, true))
     }
 }
 
@@ -537,7 +537,7 @@ mod tests {
             left = &left[len..];
             incoming.advance(len)?;
         }
-        incoming.commit(&OWNER, 7)
+        incoming.commit(&OWNER, 7).map(|(root, _)| root)
     }
 
     fn du(dir: &Path) -> u64 {

@@ -5,6 +5,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use spare::home::Ticket;
+use spare::limits::BLOCKS_MAX_BYTES;
+use spare_market::block::{Block, Ledger};
+use spare_proofs::encode::from_bytes;
 
 /// How long something that needs no outside help may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,13 +130,8 @@ impl Node {
     ///
     /// # Panics
     /// When it does not.
-    pub fn start_by(&mut self, mut command: Command) -> &mut Self {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_file())
-            .expect("a log can be written");
-        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
+    pub fn start_by(&mut self, command: Command) -> &mut Self {
+        self.spawn(command);
         wait_for("a started node", || self.run(&["status"]).status.success().then_some(()));
         let status = self.status();
         let port = |text: &str, split: char, field: usize| {
@@ -142,6 +141,36 @@ impl Node {
         let libp2p = port(status["libp2p"][0].as_str().expect("a node listens"), '/', 4);
         self.ports = vec![format!("node.direct_port={direct}"), format!("node.libp2p_port={libp2p}")];
         self
+    }
+
+    /// Starts the node so that it ends as by SIGKILL at a named point, which may be at once.
+    ///
+    /// # Panics
+    /// When the program cannot be run.
+    pub fn start_to_crash(&mut self, point: &str) {
+        let mut command = self.command(&["serve"]);
+        command.args(self.ports.iter().flat_map(|setting| ["--set", setting])).env("SPARE_CRASH_AT", point);
+        self.spawn(command);
+        wait_for("a node to start or to crash", || {
+            (self.has_ended() || self.run(&["status"]).status.success()).then_some(())
+        });
+    }
+
+    fn spawn(&mut self, mut command: Command) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .expect("a log can be written");
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
+    }
+
+    /// Whether the node's process has ended by itself.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().expect("a child can be asked").is_some())
     }
 
     fn log_file(&self) -> PathBuf {
@@ -232,14 +261,36 @@ impl Net {
     /// # Panics
     /// When a node does not start.
     pub fn start_in(dir: tempfile::TempDir, providers: u8, room: &str, client_args: &[&str]) -> Self {
+        Self::found_in(dir, providers, room, &[], &[], client_args)
+    }
+
+    /// Starts `providers` providers that ask `price` credits per TB and month, in a network whose periods last `period_s` seconds.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn start_market(providers: u8, period_s: u32, price: &str) -> Self {
+        let (period_s, price) = (period_s.to_string(), format!("provide.price={price}"));
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        Self::found_in(dir, providers, "10GB", &["--period-s", &period_s], &["--set", &price], &[])
+    }
+
+    fn found_in(
+        dir: tempfile::TempDir,
+        providers: u8,
+        room: &str,
+        founding: &[&str],
+        providing: &[&str],
+        client_args: &[&str],
+    ) -> Self {
         let path = |name: &str| dir.path().join(name);
-        let mut first = Node::init(path("provider-1"), 1, &["--provide", room]);
+        let providing = [&["--provide", room], providing].concat();
+        let mut first = Node::init(path("provider-1"), 1, &[&providing, founding].concat());
         first.start();
         let ticket = first.ok(&["ticket"])["ticket"].as_str().expect("a ticket is text").to_owned();
         let mut all = vec![first];
         for i in 2..=providers {
-            let mut node =
-                Node::init(path(&format!("provider-{i}")), i, &["--provide", room, "--join", &ticket]);
+            let joining = [&providing[..], &["--join", &ticket]].concat();
+            let mut node = Node::init(path(&format!("provider-{i}")), i, &joining);
             node.start();
             all.push(node);
         }
@@ -271,6 +322,30 @@ impl Net {
         wait_for("the client to know all providers", || {
             (self.client.ok(&["asks"]).as_array().map_or(0, Vec::len) >= count).then_some(())
         });
+    }
+
+    /// The ledger, replayed from the market's blocks.
+    ///
+    /// # Panics
+    /// When it does not replay.
+    pub async fn ledger(&self) -> Ledger {
+        let Ticket::V1 { genesis, .. } = self.ticket.parse().expect("a ticket");
+        let mut ledger = Ledger::new(genesis).expect("a genesis that founded a network");
+        let (url, token) = self.providers[0].api();
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client can be made");
+        loop {
+            let from = ledger.tip().height + 1;
+            let request = http.get(format!("{url}/market/blocks?from={from}")).bearer_auth(&token);
+            let answer = request.send().await.and_then(reqwest::Response::error_for_status).expect("blocks");
+            let bytes = answer.bytes().await.expect("blocks");
+            let blocks: Vec<Block> = from_bytes(&bytes, BLOCKS_MAX_BYTES).expect("blocks decode");
+            if blocks.is_empty() {
+                return ledger;
+            }
+            for block in &blocks {
+                ledger.accept(block).expect("every rule holds");
+            }
+        }
     }
 
     /// A file of `bytes` bytes that do not compress, different for each `seed`.

@@ -1,12 +1,14 @@
 //! Routes about money: the account, the market, deals, and what things cost.
 
+use std::collections::BTreeSet;
+
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Json;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, AmountError, HOURS_PER_MONTH, StorageDue, StoragePrice};
 use spare_market::block::Ledger;
-use spare_market::deal::{Deal, Funding as DealFunding, Status as DealStatus};
+use spare_market::deal::{Deal, Funding as DealFunding, GRACE_PERIODS, Status as DealStatus};
 use spare_market::keys::{PublicKey, PublicKeyError};
 use spare_market::placement::{Wish, choose};
 use spare_market::state::Key;
@@ -462,6 +464,8 @@ pub(super) async fn withdraw(State(node): Shared) -> Result<Json<Withdrawn>, Api
 pub struct Earnings {
     /// Deals that are open or closing.
     pub deals: usize,
+    /// Clients with whom.
+    pub clients: usize,
     /// Bytes of all shards under heads.
     pub bytes: u64,
     /// Paid by the ledger so far, after fees.
@@ -479,15 +483,18 @@ pub struct Earnings {
 /// Periods of funding at which a deal's end is announced.
 const ALERT_PERIODS: [u64; 2] = [14, 3];
 
-fn funding_alert(whose: &str, state: &str, periods: Option<u64>) -> Option<String> {
+/// What is to be said of a deal's money. After the time that is paid for in advance comes a grace of 7 periods, then the deal is closed.
+fn funding_alert(whose: &str, state: &str, periods: Option<u64>, period_s: u32) -> Option<String> {
     match (state, periods) {
-        ("closing", _) => Some(format!("{whose} is closing")),
-        ("grace", _) => Some(format!("{whose} has run dry, only the grace is left")),
-        (_, Some(periods)) if periods <= ALERT_PERIODS[1] => {
-            Some(format!("{whose} is funded for {periods} more periods only, and then 7 of grace"))
-        }
+        ("closing", _) => Some(format!("{whose} is being closed; what is stored under it goes with it")),
+        ("grace", _) => Some(format!(
+            "{whose} has run dry: unless the client's account gets money, it is closed within {GRACE_PERIODS} periods of {period_s} s, and what is stored under it is lost"
+        )),
+        (_, Some(periods)) if periods <= ALERT_PERIODS[1] => Some(format!(
+            "{whose} is paid for in advance for {periods} more periods of {period_s} s only, and then {GRACE_PERIODS} of grace; the client's account needs money"
+        )),
         (_, Some(periods)) if periods <= ALERT_PERIODS[0] => {
-            Some(format!("{whose} is funded for {periods} more periods"))
+            Some(format!("{whose} is paid for in advance for {periods} more periods of {period_s} s"))
         }
         _ => None,
     }
@@ -499,16 +506,18 @@ pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
     let provided = earner.provided()?;
     let sum =
         |amount: &dyn Fn(&Provided) -> Amount| Amount(provided.iter().map(|d| amount(d).0).sum()).to_string();
+    let period_s = node.client.deals.period_s();
     let alert = |deal: &Provided| {
         let whose = format!("the deal with client {}", &deal.terms.client.to_string()[..12]);
         let charged = deal.tab.bytes() > 0;
         let periods = funded(&deal.funding).filter(|_| charged);
         let state = state_of(&deal.on_ledger, &deal.funding);
-        funding_alert(&whose, if charged { &state } else { "open" }, periods)
+        funding_alert(&whose, if charged { &state } else { "open" }, periods, period_s)
     };
-    let period_s = node.client.deals.period_s();
+    let clients: BTreeSet<PublicKey> = provided.iter().map(|deal| deal.terms.client).collect();
     Ok(Earnings {
         deals: provided.len(),
+        clients: clients.len(),
         bytes: provided.iter().map(|deal| deal.tab.bytes()).sum(),
         earned: node.market.chain.view(|l| l.state().account(&node.identity.account).earned)?.to_string(),
         pending: sum(&|d| d.promised.saturating_sub(d.on_ledger.paid)),
@@ -521,8 +530,10 @@ pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
 /// What a client spends. Amounts are decimal text, in credits.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Spending {
-    /// Deals that are open or closing.
+    /// Deals that are open.
     pub deals: usize,
+    /// Providers with whom.
+    pub providers: usize,
     /// Bytes of all shards under heads.
     pub bytes: u64,
     /// What a month costs as things are.
@@ -550,14 +561,18 @@ pub(super) fn spending(node: &Node) -> Result<Spending, ApiError> {
         let whose = format!("the deal with provider {} {operator}", &deal.terms.node.to_string()[..12]);
         let state = state_of(&deal.on_ledger, &deal.funding);
         let periods = funded(&deal.funding).filter(|_| deal.bytes > 0);
-        alerts.extend(funding_alert(whose.trim(), if deal.bytes > 0 { &state } else { "open" }, periods));
+        let state = if deal.bytes > 0 { &state } else { "open" };
+        alerts.extend(funding_alert(whose.trim(), state, periods, node.client.deals.period_s()));
         if let Some((failed, why)) = &deal.audit.failing {
             alerts.push(format!("{} fails its audits, {failed} in a row: {why}", whose.trim()));
         }
     }
+    let bought: Vec<_> = bought.into_iter().filter(|d| d.on_ledger.status == DealStatus::Open).collect();
     let charged = bought.iter().filter(|deal| deal.bytes > 0).filter_map(|deal| funded(&deal.funding));
+    let providers: BTreeSet<PublicKey> = bought.iter().map(|deal| deal.terms.node).collect();
     Ok(Spending {
         deals: bought.len(),
+        providers: providers.len(),
         bytes: bought.iter().map(|deal| deal.bytes).sum(),
         month: Amount(bought.iter().map(|d| month_of(d.rate, node.client.deals.period_s()).0).sum())
             .to_string(),

@@ -29,7 +29,10 @@ pub(super) async fn deals(context: &Context, command: Option<DealsCommand>) -> a
     if let Some(DealsCommand::Close { deal, force }) = command {
         api.send(api.request(Method::DELETE, &["deals", &deal]).query(&[("force", force)])).await?;
         return context.print(&serde_json::json!({"deal": deal, "closing": true}), |_, out| {
-            line!(out, "{deal} is closing; what is left of its escrow comes back after 3 periods");
+            line!(
+                out,
+                "{deal} is closing; what is left of its escrow comes back after 3 periods, and not within the first 10 minutes of a deal"
+            );
         });
     }
     let deals: Vec<DealInfo> = api.json(Method::GET, &["deals"]).await?;
@@ -93,7 +96,11 @@ pub(super) fn short(amount: &str) -> String {
 pub(super) async fn withdraw(context: &Context) -> anyhow::Result<()> {
     let withdrawn: Withdrawn = context.api()?.json(Method::POST, &["withdraw"]).await?;
     context.print(&withdrawn, |w, out| {
-        line!(out, "{} credits were due, and are paid as far as escrows had them", w.amount);
+        line!(
+            out,
+            "{} credits were due; they are paid as far as escrows have them, less the market's fee",
+            w.amount
+        );
         write_balance(&w.balance, out);
     })
 }

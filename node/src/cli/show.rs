@@ -194,7 +194,7 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
                 "  spending  {} credits a month for {} at {}; {funded}",
                 short(&spending.month),
                 bytes(spending.bytes),
-                count(spending.deals as u64, "provider")
+                count(spending.providers as u64, "provider")
             );
             line!(
                 out,
@@ -227,18 +227,18 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
                 let e = &p.earnings;
                 line!(
                     out,
-                    "  renting   {} to {}, for {} credits a month before the market's fee",
+                    "  renting   {} to {}, for {} credits a month",
                     bytes(e.bytes),
-                    count(e.deals as u64, "client"),
+                    count(e.clients as u64, "client"),
                     short(&e.month)
                 );
+                line!(out, "  earned    {} credits so far, after the market's fee", short(&e.earned));
                 line!(
                     out,
-                    "  earned    {} credits paid out, {} promised and paid out on `spare withdraw` or within a day,",
-                    short(&e.earned),
+                    "  promised  {} credits by clients; they come every 24 periods, or now with `spare withdraw`",
                     short(&e.pending)
                 );
-                line!(out, "            {} for the running period and not promised yet", short(&e.unpromised));
+                line!(out, "  accrued   {} credits that clients still have to promise", short(&e.unpromised));
                 for alert in &e.alerts {
                     line!(out, "  ATTENTION {alert}");
                 }

@@ -86,18 +86,12 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
         let sent = super::show::count(done.shards_sent, "shard");
         line!(out, "{}: {size} stored as {}, {sent} sent", done.blob.name, done.code);
         if done.shards_resumed > 0 {
-            line!(
-                out,
-                "{} shards were already placed by an earlier put that was cut short",
-                done.shards_resumed
-            );
+            let placed = super::show::count(done.shards_resumed, "shard");
+            line!(out, "{placed} of them placed already by an earlier put that was cut short");
         }
         if done.shards_replaced > 0 {
-            line!(
-                out,
-                "{} shards went to another provider, since the first one failed",
-                done.shards_replaced
-            );
+            let replaced = super::show::count(done.shards_replaced, "shard");
+            line!(out, "{replaced} went to another provider, since the first one failed");
         }
     })
 }
@@ -129,17 +123,26 @@ async fn agree(
     }
     if !context.json {
         let what = if total.is_some() { "" } else { "each GB of " };
+        let name = args.name.clone().unwrap_or_else(|| args.file.display().to_string());
         let most = if quote.month == quote.month_max {
             String::new()
         } else {
             format!(", at most {}", short(&quote.month_max))
         };
+        let lasts_days = free_days(&quote);
+        let advance = if lasts_days >= f64::from(quote.fund_days) {
+            format!("{} days are paid for in advance", quote.fund_days)
+        } else {
+            format!(
+                "the {} credits that are free pay for about {lasts_days:.1} days of it",
+                short(&quote.free)
+            )
+        };
         eprintln!(
-            "{what}{} as {}: about {} credits a month{most}; {} days are put aside in advance",
-            args.file.display(),
+            "{what}{name} as {}: about {} credits a month{most}; {advance}. Reading it once costs {} at most",
             quote.code,
             short(&quote.month),
-            quote.fund_days
+            short(&quote.read_max)
         );
     }
     if args.yes {
@@ -148,7 +151,7 @@ async fn agree(
     let can_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && total.is_some();
     if !can_ask || context.json {
         let message = format!(
-            "this costs about {} credits a month; add --yes to agree, or set SPARE_YES=1",
+            "this costs about {} credits a month; add --yes to agree, or set SPARE_YES=1. --max-price bounds what is paid",
             short(&quote.month)
         );
         return Err(Reported { code: "not_confirmed".into(), message }.into());
@@ -161,6 +164,12 @@ async fn agree(
     }
     // What was agreed to is the bound.
     Ok(Some(quote.max_price))
+}
+
+/// Days of storage at the quoted price for which the free money lasts.
+fn free_days(quote: &Quote) -> f64 {
+    let credits = |text: &str| text.parse().map_or(0.0, spare_market::amount::Amount::credits);
+    credits(&quote.free) / credits(&quote.month).max(f64::MIN_POSITIVE) * 365.0 / 12.0
 }
 
 /// The unfinished file of a get, with the id of the blob it belongs to.

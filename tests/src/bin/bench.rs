@@ -47,6 +47,7 @@ fn main() -> anyhow::Result<()> {
     );
     library_speeds();
     ledger_speeds()?;
+    small_puts()?;
     let raw = raw_quinn()?;
     for (k, parity) in [(4, 2), (10, 20)] {
         transfers(k, parity, "direct", raw)?;
@@ -373,6 +374,35 @@ fn ledger_speeds() -> anyhow::Result<()> {
     println!(
         "  bytes on the ledger: opening a deal {open_bytes}, redeeming a voucher {}; a deal redeemed once a month costs the latter\n",
         bytes / redeems.len()
+    );
+    Ok(())
+}
+
+/// Files of the run of small puts.
+const SMALL_PUTS: usize = 100;
+const SMALL_BYTES: u64 = 100_000;
+
+/// Seconds for 100 small puts where storage costs something, beside the same where it is free. Both make deals and exchange heads; what differs
+/// is money: audits that are paid, vouchers, top-ups. Periods of 2 s, so that there are many.
+fn small_puts() -> anyhow::Result<()> {
+    let mut took = Vec::new();
+    for price in ["0", "20"] {
+        let net = Net::start_market(6, 2, price);
+        let file = net.file("small", SMALL_BYTES, 1);
+        let put = |name: &str| {
+            let path = file.to_str().expect("paths are UTF-8");
+            net.client.ok(&["put", path, "--name", name, "--code", "4+2"]);
+        };
+        put("first");
+        let started = Instant::now();
+        (0..SMALL_PUTS).for_each(|i| put(&format!("file {i}")));
+        took.push(started.elapsed().as_secs_f64());
+    }
+    println!(
+        "{SMALL_PUTS} puts of {SMALL_BYTES} bytes at 4+2      {:>8.2} s  the same where storage is free {:>6.2} s  ratio {:.2}\n",
+        took[1],
+        took[0],
+        took[0] / took[1]
     );
     Ok(())
 }

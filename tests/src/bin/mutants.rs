@@ -135,6 +135,27 @@ const MUTANTS: &[Mutant] = &[
     ("voucher.rs", "if self.epoch != epoch {", "if false {", "vouchers have an epoch"),
     ("voucher.rs", "if self.total <= total {", "if false {", "vouchers are cumulative"),
     ("voucher.rs", "if self.paid_through < through {", "if false {", "vouchers do not go back"),
+    ("tab.rs", "if voucher.total < due {", "if false {", "a voucher pays for what it says it pays for"),
+    (
+        "tab.rs",
+        "if voucher.read_bytes.saturating_add(READ_SLACK_BYTES) < self.read_bytes {",
+        "if false {",
+        "reading is paid for",
+    ),
+    (
+        "tab.rs",
+        "voucher.paid_through > through && self.forgiven_in < Some(now)",
+        "voucher.paid_through > through",
+        "a difference of reads is forgiven once a period",
+    ),
+    ("tab.rs", "if head.head.price != terms.price {", "if false {", "a deal has one price"),
+    (
+        "tab.rs",
+        "if self.meter.period() != from || self.meter.rate() != rate {",
+        "if false {",
+        "a tab stands under its head",
+    ),
+    ("tab.rs", "if owed <= most => Ok(()),", "if owed <= most || true => Ok(()),", "a tab is plausible"),
     (
         "signed.rs",
         "hasher.update(&network.0).update(bytes);",
