@@ -173,12 +173,20 @@ impl FullHead {
         Self { head, countersignature }
     }
 
+    /// Checks the provider's signature alone, for a client that gets back the very bytes that it signed.
+    ///
+    /// # Errors
+    /// [`SignedError::Signature`].
+    pub fn check_countersignature(&self, network: NetworkId, node: &PublicKey) -> Result<(), SignedError> {
+        Ok(node.verify(&countersigned(network, &self.head), &self.countersignature)?)
+    }
+
     /// Checks both signatures. Whether the client's signer may sign for the client is for the caller to know.
     ///
     /// # Errors
     /// [`SignedError`].
     pub fn check(&self, network: NetworkId, node: &PublicKey) -> Result<Signed<Head>, SignedError> {
-        node.verify(&countersigned(network, &self.head), &self.countersignature)?;
+        self.check_countersignature(network, node)?;
         self.head.clone().check(network)
     }
 }

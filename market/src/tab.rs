@@ -327,7 +327,8 @@ mod tests {
             provider.take_voucher(DEAL, &terms, 0, storage, 8),
             Err(TabError::Voucher(VoucherError::NotHigher { .. }))
         ));
-        let dear = AnchoredHead { head: HeadV1 { price: StoragePrice(101), ..head(2, 8, GIB).head }, hash: [2; 32] };
+        let dear =
+            AnchoredHead { head: HeadV1 { price: StoragePrice(101), ..head(2, 8, GIB).head }, hash: [2; 32] };
         assert_eq!(provider.take_head(DEAL, &terms, dear, PERIOD_S), Err(TabError::Price));
     }
 

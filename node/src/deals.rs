@@ -20,12 +20,13 @@ use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, StorageDue, StoragePrice};
 use spare_market::deal::{Deal, DealId, Funding, GRACE_PERIODS, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
 use spare_market::genesis::Genesis;
-use spare_market::head::{AnchoredHead, FullHead, HEAD_PERIODS_MAX, Head, HeadV1};
+use spare_market::head::{AnchoredHead, FullHead, HEAD_PERIODS_MAX, Head, HeadV1, head_hash};
 use spare_market::keys::{PublicKey, SigningSecret};
-use spare_market::signed::{NetworkId, Signed, SignedBytes, SignedError};
+use spare_market::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
 use spare_market::tab::{READ_STEP_BYTES, Tab, TabError};
 use spare_market::tx::Action;
 use spare_market::voucher::{Voucher, VoucherV1};
+use spare_proofs::encode::from_bytes;
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
 use tokio::time::timeout;
@@ -936,10 +937,12 @@ impl Deals {
             answer => answer?,
         };
         crash::point("client before countersigned");
-        let signed = full.check(self.network, &cell.node)?;
+        full.check_countersignature(self.network, &cell.node)?;
+        let head: Head = from_bytes(&full.head.bytes, Head::MAX_BYTES).expect("this node signed these bytes");
+        let anchored = AnchoredHead { head: *head.v1(), hash: head_hash(&full.head.bytes) };
         let mut record = cell.lock();
         let mut next = record.clone();
-        next.tab.take_head(cell.id, &record.terms, AnchoredHead::of(&signed), self.period_s())?;
+        next.tab.take_head(cell.id, &record.terms, anchored, self.period_s())?;
         (next.head, next.proposal) = (Some(full), None);
         let mut batch = Batch::default();
         for member in &proposal.add {

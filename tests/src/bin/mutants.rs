@@ -126,8 +126,8 @@ const MUTANTS: &[Mutant] = &[
     ("head.rs", "if seq <= newest {", "if seq < newest {", "a head is anchored once"),
     (
         "head.rs",
-        "node.verify(&countersigned(network, &self.head), &self.countersignature)?;",
-        "let _ = node;",
+        "Ok(node.verify(&countersigned(network, &self.head), &self.countersignature)?)",
+        "{ let _ = node; Ok(()) }",
         "heads are countersigned",
     ),
     ("head.rs", "self.until - self.from <= HEAD_PERIODS_MAX", "true", "heads end"),
