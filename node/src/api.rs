@@ -745,6 +745,8 @@ pub struct Status {
     pub resident_bytes: u64,
     /// Puts and gets under way.
     pub transfers: Vec<TransferState>,
+    /// What needs attention, beside money.
+    pub alerts: Vec<String>,
     /// Names of puts that were cut short. Repeating one goes on with it, removing the name gives its room back.
     pub unfinished_puts: Vec<String>,
 }
@@ -781,6 +783,27 @@ fn resident_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
+/// Seconds beyond two periods without a block, after which the market counts as away.
+const MARKET_AWAY_S: u64 = 60;
+
+/// What keeps this node from taking part in the network.
+fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
+    let mut alerts = Vec::new();
+    if node.addresses.connected().is_empty() && !node.market.is_here() {
+        alerts.push(
+            "no peer is connected; the setting network.peers says through whom this node joins".to_owned(),
+        );
+    }
+    let newest_s = node.market.chain.view(|ledger| ledger.tip().time_s)?;
+    let silent_s = unix_now_s().saturating_sub(newest_s.max(node.genesis.v1().started_s));
+    if silent_s > 2 * u64::from(node.client.deals.period_s()) + MARKET_AWAY_S {
+        alerts.push(format!(
+            "the market has made no block for {silent_s} s that arrived here: nothing can be paid meanwhile"
+        ));
+    }
+    Ok(alerts)
+}
+
 /// Says how the node is.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status), (status = 401, body = ErrorBody)))]
 async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
@@ -813,6 +836,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
         resident_bytes: resident_bytes(),
         transfers: node.client.transfers(),
+        alerts: alerts(&node)?,
         unfinished_puts: crate::put::unfinished(&node.client)?,
     }))
 }

@@ -182,6 +182,9 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             count(s.connected_peers as u64, "peer"),
             count(s.known_providers as u64, "provider")
         );
+        for alert in &s.alerts {
+            line!(out, "  ATTENTION {alert}");
+        }
         line!(out, "  client    {}, {}", count(s.blobs as u64, "blob"), bytes(s.blob_bytes));
         let spending = &s.spending;
         if spending.deals > 0 {

@@ -1,0 +1,169 @@
+//! Paying: reads are counted as they arrive, vouchers promise what the tab says.
+
+use super::*;
+
+/// Unpaid bytes read after which a voucher is sent without waiting for the period to end.
+const PAY_READS_BYTES: u64 = READ_STEP_BYTES / 8;
+/// Of what was read, the part that may be counted by the provider alone is one of this many, beside a step.
+const READS_TRUSTED: u64 = 16;
+
+/// Bytes of a read, put on the deal's account when it ends, however it ends.
+struct ReadCount<'a> {
+    cell: Arc<Cell>,
+    received: &'a AtomicU64,
+    before: u64,
+}
+
+impl Drop for ReadCount<'_> {
+    fn drop(&mut self) {
+        let bytes = self.received.load(Ordering::Relaxed) - self.before;
+        self.cell.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What a voucher is to pay for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pay {
+    /// Reading alone: storage is paid for after a good audit.
+    Reads,
+    /// Reading, and storage in all periods that are over.
+    All,
+}
+
+impl Deals {
+    /// Reads bytes `range` of a shard as [`Peers::read`] does, and pays for it.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn read(
+        self: &Arc<Self>,
+        node: &PublicKey,
+        root: Root,
+        shard_bytes: u64,
+        range: std::ops::Range<u64>,
+        received: &AtomicU64,
+    ) -> Result<Vec<u8>, PeerError> {
+        let covering = self.covering(node, &root).ok().flatten();
+        let cell = covering.or_else(|| self.live(node).ok().flatten().map(|(cell, _)| cell));
+        let count = || {
+            let cell = cell.clone()?;
+            Some(ReadCount { cell, received, before: received.load(Ordering::Relaxed) })
+        };
+        let counting = count();
+        let mut result = self.peers.read(node, root, shard_bytes, range.clone(), received).await;
+        drop(counting);
+        let Some(cell) = &cell else { return result };
+        let is_due =
+            matches!(&result, Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::PaymentDue);
+        if is_due && self.pay(cell, Pay::Reads).await.is_ok() {
+            let _counting = count();
+            result = self.peers.read(node, root, shard_bytes, range, received).await;
+        }
+        let unpaid = cell.read_bytes.load(Ordering::Relaxed) + cell.lock().tab.unpaid_read_bytes();
+        if unpaid >= PAY_READS_BYTES && cell.turn.try_lock().is_ok() {
+            let (deals, cell) = (self.clone(), cell.clone());
+            tokio::spawn(async move {
+                if let Err(error) = deals.pay(&cell, Pay::Reads).await {
+                    tracing::debug!(node = %cell.node, %error, "a voucher was not taken");
+                }
+            });
+        }
+        result
+    }
+
+    /// Promises what is owed so far, and hands the promise to the provider.
+    ///
+    /// # Errors
+    /// [`DealError`]; the promise is handed over another time then.
+    pub async fn pay(&self, cell: &Cell, what: Pay) -> Result<(), DealError> {
+        let _turn = cell.turn.lock().await;
+        for is_last_try in [false, true] {
+            let vouchers = self.sign_vouchers(cell, what)?;
+            let has_all = vouchers.is_empty();
+            let handing = self.peers.with_session(&cell.node, async |session| {
+                if vouchers.is_empty() { Ok(()) } else { session.vouchers(vouchers).await }
+            });
+            let refusal = match handing.await {
+                Ok(()) if has_all && what == Pay::Reads && !is_last_try => {
+                    // The provider wants payment, and by what is known here it has it: it has counted more.
+                    self.reconcile_reads(cell).await?;
+                    continue;
+                }
+                Ok(()) if has_all => return Ok(()),
+                Ok(()) => {
+                    let mut record = cell.lock();
+                    record.is_delivered = true;
+                    crash::point("client after voucher");
+                    return Ok(self.meta.note(Batch::default().put(
+                        Table::Deals,
+                        &record_key(cell.id),
+                        &*record,
+                    ))?);
+                }
+                Err(PeerError::Refused(refusal)) if !is_last_try => refusal,
+                Err(error) => return Err(error.into()),
+            };
+            match refusal.code {
+                // Another node of this account has promised more. What it promised counts here, too.
+                RefusalCode::StaleVoucher => self.take_over(cell).await?,
+                RefusalCode::BadVoucher => self.reconcile_reads(cell).await?,
+                _ => return Err(PeerError::Refused(refusal).into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the provider's count of bytes read, if it is a little higher than this node's: what was under way when a connection broke, or
+    /// this node was killed, is counted there alone.
+    async fn reconcile_reads(&self, cell: &Cell) -> Result<(), DealError> {
+        let id = cell.id;
+        let state = self.peers.with_session(&cell.node, async |session| session.deal_state(id).await).await?;
+        let mut record = cell.lock();
+        let (ours, theirs) = (record.tab.read_bytes(), state.tab.read_bytes());
+        let missed = theirs.saturating_sub(ours);
+        let most = READ_STEP_BYTES + ours / READS_TRUSTED;
+        if record.reconciled_bytes.saturating_add(missed) > most {
+            return Err(DealError::State("it counts far more bytes read than arrived here"));
+        }
+        let mut next = record.clone();
+        next.tab.add_read(missed);
+        next.reconciled_bytes += missed;
+        self.meta.note(Batch::default().put(Table::Deals, &record_key(id), &next))?;
+        *record = next;
+        Ok(())
+    }
+
+    /// The newest voucher, and some for the periods to come; none if the provider has all there is. Noted before they are sent.
+    fn sign_vouchers(&self, cell: &Cell, what: Pay) -> Result<Vec<SignedBytes>, DealError> {
+        let Some(deal) = self.on_ledger(cell.id)? else { return Ok(Vec::new()) };
+        let period = self.period();
+        let mut record = cell.lock();
+        let mut next = record.clone();
+        next.tab.add_read(cell.read_bytes.swap(0, Ordering::Relaxed));
+        let sign = |v: VoucherV1| Signed::new(Voucher::V1(v), self.network, &self.node_key).raw().clone();
+        let before = match what {
+            Pay::Reads => next.tab.promised_before(),
+            Pay::All => period.max(next.tab.promised_before()),
+        };
+        if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {
+            next.tab.promise(voucher);
+            next.voucher = Some(sign(voucher));
+            next.is_delivered = false;
+        }
+        let mut vouchers: Vec<SignedBytes> = Vec::new();
+        if !next.is_delivered {
+            vouchers.extend(next.voucher.clone());
+            let ahead = if what == Pay::All { self.presign_periods as u64 } else { 0 };
+            for ahead in 1..=ahead {
+                let voucher = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before + ahead)?;
+                vouchers.extend(voucher.map(sign));
+            }
+            crash::point("client before voucher");
+        }
+        if next != *record {
+            self.meta.note(Batch::default().put(Table::Deals, &record_key(cell.id), &next))?;
+        }
+        *record = next;
+        Ok(vouchers)
+    }
+}
