@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::amount::{Amount, StorageDue};
+use crate::amount::{Amount, SUPPLY_MAX, StorageDue};
 use crate::deal::{DealId, Funding, TermsV1, funding};
 use crate::head::{AnchoredHead, HeadError};
 use crate::meter::{Meter, MeterError};
@@ -115,11 +115,6 @@ impl Tab {
         self.read_bytes = self.read_bytes.saturating_add(bytes);
     }
 
-    /// Takes back bytes that were counted and did not come to be read.
-    pub fn take_back_read(&mut self, bytes: u64) {
-        self.read_bytes = self.read_bytes.saturating_sub(bytes);
-    }
-
     /// What all periods before `period`, and all reading, cost.
     ///
     /// # Errors
@@ -212,6 +207,9 @@ impl Tab {
     /// # Errors
     /// [`TabError`].
     pub fn check_covers(&self, terms: &TermsV1, voucher: &VoucherV1) -> Result<(), TabError> {
+        if voucher.total > SUPPLY_MAX {
+            return Err(MeterError::Overflow.into());
+        }
         if voucher.read_bytes.saturating_add(READ_SLACK_BYTES) < self.read_bytes {
             return Err(TabError::Reads { paid: voucher.read_bytes, read: self.read_bytes });
         }
@@ -241,6 +239,10 @@ impl Tab {
     ) -> Result<(), TabError> {
         let (from, rate) = self.head.map_or((0, StorageDue::ZERO), |h| (h.head.from, h.head.rate(period_s)));
         if self.meter.period() != from || self.meter.rate() != rate {
+            return Err(TabError::Implausible);
+        }
+        // Money does not bound this where reading is free.
+        if self.unpaid_read_bytes() > READ_STEP_BYTES + READ_SLACK_BYTES {
             return Err(TabError::Implausible);
         }
         let promised = self.promised.map_or(Amount::ZERO, |v| v.total);

@@ -725,7 +725,7 @@ struct Batch {
     group_bytes: u64,
 }
 
-/// Counts a read on the deal's tab, and however the read ends, takes back what was not sent.
+/// Counts what a read sends on the deal's tab, however the read ends.
 struct ReadMeter {
     earner: Arc<Earner>,
     deal: Option<DealId>,
@@ -745,7 +745,7 @@ impl ReadMeter {
 impl Drop for ReadMeter {
     fn drop(&mut self) {
         if let Some(deal) = self.deal {
-            self.earner.take_back_read(deal, self.counted_bytes.saturating_sub(self.sent_bytes));
+            self.earner.has_read(deal, self.counted_bytes, self.sent_bytes);
         }
     }
 }

@@ -264,6 +264,9 @@ impl Client {
     /// Has `node` delete shards: those under a head by a head that removes them, others as they are.
     async fn drop_at(&self, node: PublicKey, garbage: &[Garbage]) -> Result<(), DealError> {
         self.deals.finish_all(&node).await?;
+        if self.deals.has_foreign(&node)? {
+            return Err(DealError::State("a deal with it is still to be taken over"));
+        }
         let (mut remove, mut fresh) = (Vec::new(), Vec::new());
         for Garbage { root, .. } in garbage {
             match self.deals.covering(&node, root)? {

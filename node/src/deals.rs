@@ -28,7 +28,7 @@ use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead, HEAD_PERIODS_MAX, Head, HeadV1, head_hash};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
-use spare_market::tab::{READ_STEP_BYTES, Tab, TabError};
+use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES, Tab, TabError};
 use spare_market::tx::Action;
 use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::encode::from_bytes;
@@ -129,6 +129,8 @@ struct Record {
     is_delivered: bool,
     /// Bytes read that the provider alone has counted, and that are on the tab all the same.
     reconciled_bytes: u64,
+    /// The period in which that was last the case.
+    reconciled_in: u64,
 }
 
 impl Record {
@@ -142,6 +144,7 @@ impl Record {
             voucher: None,
             is_delivered: true,
             reconciled_bytes: 0,
+            reconciled_in: 0,
         }
     }
 }
@@ -327,17 +330,30 @@ impl Deals {
         self.cells.lock().expect("no holder panics").insert((cell.node, cell.id), cell.clone());
     }
 
-    /// The deal with `node` whose head covers `root`, if any.
+    /// The deal with `node` whose head covers `root`, if any: an open one rather than one that is closing.
     ///
     /// # Errors
-    /// When the local records fail.
-    pub fn covering(&self, node: &PublicKey, root: &Root) -> Result<Option<Arc<Cell>>, MetaError> {
+    /// When the local records or the ledger cannot be used.
+    pub fn covering(&self, node: &PublicKey, root: &Root) -> Result<Option<Arc<Cell>>, DealError> {
+        let mut found = None;
         for cell in self.of_node(node) {
             if self.meta.has(Table::Sets, &sets::key(cell.id, root))? {
-                return Ok(Some(cell));
+                let is_open = self.on_ledger(cell.id)?.is_some_and(|deal| deal.status == Status::Open);
+                if is_open {
+                    return Ok(Some(cell));
+                }
+                found = Some(cell);
             }
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// Whether another node of this account has an open deal with `node` that is not taken over.
+    ///
+    /// # Errors
+    /// When the ledger cannot be used.
+    pub fn has_foreign(&self, node: &PublicKey) -> Result<bool, ChainError> {
+        Ok(self.foreign(true)?.iter().any(|(_, of)| of == node))
     }
 
     /// Begins to close a deal. What it covers goes with it.

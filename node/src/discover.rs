@@ -279,6 +279,7 @@ impl Runner {
         // A peer to which this node's last process seems connected still does not repeat to this one what it subscribes to. Once that
         // connection is over, a fresh one makes it.
         if self.unheard > UNHEARD_MAX {
+            self.unheard = 0;
             let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
             tracing::debug!(peers = peers.len(), "nobody listens to asks: connecting anew");
             for peer in peers {

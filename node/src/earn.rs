@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -69,11 +70,14 @@ struct Record {
 struct Cell {
     client: PublicKey,
     record: Mutex<Record>,
+    /// Bytes of reads under way, which go on the tab when they end.
+    reading_bytes: AtomicU64,
 }
 
 impl Cell {
     fn new(record: Record) -> Arc<Self> {
-        Arc::new(Self { client: record.terms.client, record: Mutex::new(record) })
+        let (client, reading_bytes) = (record.terms.client, AtomicU64::new(0));
+        Arc::new(Self { client, record: Mutex::new(record), reading_bytes })
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
@@ -470,9 +474,13 @@ impl Earner {
             let mut next = record.clone();
             if is_over {
                 let now = self.period();
-                next.tab
-                    .take_voucher(voucher.deal, &record.terms, deal.epoch, voucher, now)
-                    .map_err(refused)?;
+                match next.tab.take_voucher(voucher.deal, &record.terms, deal.epoch, voucher, now) {
+                    // Another node of the client was faster, or it was signed beforehand: what it promises is known.
+                    Err(TabError::Voucher(VoucherError::NotHigher { total, known })) if total == known => {
+                        continue;
+                    }
+                    taken => taken.map_err(refused)?,
+                }
                 next.voucher = Some(signed.raw().clone());
             } else {
                 record.tab.check_covers(&record.terms, &voucher).map_err(refused)?;
@@ -489,8 +497,8 @@ impl Earner {
         Ok(())
     }
 
-    /// The deal on which a read of `bytes` of a shard of `owner` is counted, and counts it, unless too much is unpaid or the escrow does not
-    /// have it.
+    /// The deal on which a read of `bytes` of a shard of `owner` is to be counted by [`Self::has_read`], unless too much is unpaid or the escrow
+    /// does not have it.
     ///
     /// # Errors
     /// The refusal to send.
@@ -505,30 +513,32 @@ impl Earner {
             .find(|(id, _)| matches!(self.meta.has(Table::Sets, &sets::key(*id, root)), Ok(true)));
         let Some((id, cell)) = covering.or(deals.last()) else { return Ok(None) };
         let Some(deal) = self.on_ledger(*id).map_err(internal)? else { return Ok(None) };
-        let mut record = cell.lock();
+        let record = cell.lock();
         if record.terms.read_price == ReadPrice(0) {
             return Ok(None);
         }
+        let reading = cell.reading_bytes.load(Ordering::Relaxed).saturating_add(bytes);
         let unpaid = record.tab.unpaid_read_bytes();
-        if unpaid > READ_STEP_BYTES {
+        if unpaid > 0 && unpaid.saturating_add(reading) > READ_STEP_BYTES {
             let why = format!("{unpaid} bytes were read and not paid for; send a voucher");
             return Err(Refusal::new(RefusalCode::PaymentDue, why));
         }
         let owed = record.tab.owed(&record.terms, self.period().max(record.tab.promised_before()));
         let owed = owed.unwrap_or(Amount::ZERO).saturating_sub(deal.paid);
-        if owed.checked_add(record.terms.read_price.cost(bytes)).is_none_or(|owed| owed > deal.escrow) {
+        if owed.checked_add(record.terms.read_price.cost(reading)).is_none_or(|owed| owed > deal.escrow) {
             let why = format!("the deal's escrow of {} credits does not have it; top it up", deal.escrow);
             return Err(Refusal::new(RefusalCode::Unfunded, why));
         }
-        record.tab.add_read(bytes);
+        cell.reading_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(Some(*id))
     }
 
-    /// Takes back bytes that were counted as read and not sent.
-    pub fn take_back_read(&self, id: DealId, bytes: u64) {
+    /// Counts a read that ended: `sent_bytes` of the `bytes` that it was to be.
+    pub fn has_read(&self, id: DealId, bytes: u64, sent_bytes: u64) {
         let cell = self.deals.lock().expect("no holder panics").get(&id).cloned();
         if let Some(cell) = cell {
-            cell.lock().tab.take_back_read(bytes);
+            cell.reading_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            cell.lock().tab.add_read(sent_bytes);
         }
     }
 
@@ -767,7 +777,8 @@ impl Earner {
         let mut actions = Vec::new();
         let now = self.period();
         let funding = self.funding(record, deal, 0);
-        let owed = record.tab.owed(&record.terms, now.max(1)).unwrap_or(Amount::ZERO);
+        let owed = record.tab.owed(&record.terms, now.max(record.tab.promised_before()));
+        let owed = owed.unwrap_or(Amount::ZERO);
         let is_dry =
             funding.in_grace && owed.saturating_sub(deal.paid) >= deal.escrow && self.is_charged(record);
         let is_closing = deal.status != Status::Open;

@@ -23,6 +23,8 @@ const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::
 const WARN_EVERY: Duration = Duration::from_secs(3600);
 /// How often deals of other nodes of this account are taken over, where this node does that.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(10);
+/// Longest time for an audit.
+const AUDIT_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time for one deal's audit and voucher.
 const ONE_DEAL: Duration = Duration::from_secs(90);
 /// Audits that fail in a row before the log says so.
@@ -39,9 +41,20 @@ pub async fn run(client: Arc<Client>) {
         let cells = client.deals.cells();
         futures::stream::iter(&cells)
             .for_each_concurrent(AT_ONCE, async |cell| {
-                let looking = timeout(ONE_DEAL, look_after(&client, cell));
-                if let Err(error) = looking.await.unwrap_or(Err(DealError::Peer(PeerError::Stalled))) {
-                    tracing::debug!(node = %cell.node, %error, "a deal could not be looked after");
+                let (client, looked_after) = (client.clone(), cell.clone());
+                // A task of its own, so that whatever goes wrong with one deal leaves the others alone.
+                let looking = tokio::spawn(async move {
+                    let looking = timeout(ONE_DEAL, look_after(&client, &looked_after));
+                    looking.await.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))
+                });
+                match looking.await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::debug!(node = %cell.node, %error, "a deal could not be looked after")
+                    }
+                    Err(error) => {
+                        tracing::error!(node = %cell.node, %error, "looking after a deal ended abnormally")
+                    }
                 }
             })
             .await;
@@ -92,7 +105,8 @@ async fn audit(client: &Arc<Client>, cell: &Arc<Cell>, period: u64) -> bool {
             let start = position - position % GROUP_BYTES as u64;
             let range = start..(start + GROUP_BYTES as u64).min(member.bytes);
             let received = AtomicU64::new(0);
-            let read = client.deals.read(&cell.node, member.root, member.bytes, range, &received).await;
+            let reading = client.deals.read(&cell.node, member.root, member.bytes, range, &received);
+            let read = timeout(AUDIT_WITHIN, reading).await.unwrap_or(Err(PeerError::Stalled));
             read.map(drop).map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),

@@ -634,7 +634,8 @@ impl Put {
             let (sender, cells) = mpsc::channel(CELLS_QUEUED_MAX);
             senders.push((shard, sender));
             let peers = self.client.peers.clone();
-            uploads.push(async move { (shard, node, peers.store(&node, deal, shard_bytes, cells).await) });
+            uploads
+                .push(async move { (shard, node, deal, peers.store(&node, deal, shard_bytes, cells).await) });
         }
         let (coder, plaintext) = (coder.clone(), plaintext.clone());
         let mut coding = tokio::task::spawn_blocking(move || code_into(&coder, &plaintext, senders));
@@ -647,19 +648,20 @@ impl Put {
                     None if roots.is_some() => return Ok(()),
                     // All uploads failed: the coder has nobody left to send to and ends at once.
                     None => roots = Some((&mut coding).await.expect("coding does not panic")),
-                    Some((shard, node, Ok(receipt))) => receipts.push((shard, node, receipt)),
-                    Some((shard, node, Err(error))) => {
+                    Some((shard, node, deal, Ok(receipt))) => receipts.push((shard, node, deal, receipt)),
+                    Some((shard, node, deal, Err(error))) => {
                         tracing::info!(segment = index, shard, %node, %error, "a shard goes to another provider");
-                        self.client.deals.give_up(&node, shard_bytes);
+                        self.client.deals.give_up(deal, shard_bytes);
                         failures.insert(node, error.to_string());
                     }
                 }
             }
             let Some(roots) = &roots else { continue };
-            for (shard, node, receipt) in receipts.drain(..) {
+            for (shard, node, deal, receipt) in receipts.drain(..) {
                 let expected =
                     Receipt::V1 { owner, root: roots[&shard], shard_bytes, stored_s: stored_s(&receipt) };
                 if receipt != expected {
+                    self.client.deals.give_up(deal, shard_bytes);
                     failures.insert(node, PeerError::Protocol("its receipt names other bytes").to_string());
                     continue;
                 }

@@ -74,7 +74,7 @@ fn is_of_one_mind(theirs: &Value, bought: &Value) -> bool {
 
 #[test]
 fn a_crash_at_any_point_leaves_both_sides_of_one_mind() {
-    let mut net = Net::start_market(3, 1, "900");
+    let mut net = Net::start_market(4, 1, "900");
     let names = ["a", "b"];
     for seed in 0..seeds() {
         for (i, (who, point)) in POINTS.into_iter().enumerate() {
@@ -97,7 +97,6 @@ fn a_crash_at_any_point_leaves_both_sides_of_one_mind() {
             let crashed = node(&mut net, who);
             crashed.kill();
             crashed.start();
-            net.wait_for_providers(3);
             wait_for("the put to be done", || net.client.run(&put).status.success().then_some(()));
             assert!(net.read(name) == std::fs::read(&file).unwrap(), "{point}, seed {seed}");
             agree(&net);

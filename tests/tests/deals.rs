@@ -409,9 +409,9 @@ fn a_change_of_price_leaves_deals_as_they_are_and_a_deal_that_runs_dry_is_closed
         (poor.ok(&["asks"]).as_array().map_or(0, Vec::len) == 2).then_some(())
     });
     let account = poor.status()["account"].as_str().unwrap().to_owned();
-    // 4 MiB cost 1.4 billionths a second. For reading them once from the first provider 4 millionths are put aside; the second one asks none.
-    net.providers[0].ok(&["market", "fund", &account, "0.0000085"]);
-    wait_for("the money to arrive", || (poor.ok(&["balance"])["free"] == "0.0000085").then_some(()));
+    // 4 MiB cost 1.4 billionths a second. For reading them, and some more, 21 millionths are put aside at the first provider; the second one asks none.
+    net.providers[0].ok(&["market", "fund", &account, "0.000021"]);
+    wait_for("the money to arrive", || (poor.ok(&["balance"])["free"] == "0.000021").then_some(()));
     poor.ok(&["put", file.to_str().unwrap(), "--name", "b", "--code", "1+1"]);
     let shards = net.shard_files(1).len();
     assert_eq!(shards, 2);

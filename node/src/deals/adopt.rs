@@ -19,6 +19,22 @@ struct Theirs {
     members: Vec<Member>,
 }
 
+/// A deal that is being taken over, until dropped.
+struct Adopting<'a>(&'a Deals, DealId);
+
+impl<'a> Adopting<'a> {
+    fn begin(deals: &'a Deals, id: DealId) -> Option<Self> {
+        let is_first = deals.adopting.lock().expect("no holder panics").insert(id);
+        is_first.then(|| Self(deals, id))
+    }
+}
+
+impl Drop for Adopting<'_> {
+    fn drop(&mut self) {
+        self.0.adopting.lock().expect("no holder panics").remove(&self.1);
+    }
+}
+
 impl Deals {
     /// From now on, also over restarts, this node looks after the deals that other nodes of its account made: it was recovered from a seed.
     ///
@@ -65,7 +81,7 @@ impl Deals {
     }
 
     /// Open deals of this account, those of other nodes included or not, of which this node keeps no record, with their providers.
-    fn foreign(&self, of_others: bool) -> Result<Vec<(DealId, PublicKey)>, ChainError> {
+    pub(super) fn foreign(&self, of_others: bool) -> Result<Vec<(DealId, PublicKey)>, ChainError> {
         let known: HashSet<DealId> = self.cells().iter().map(|cell| cell.id).collect();
         self.chain.view(|l| {
             let own = l.state().deals_of(&self.account);
@@ -78,11 +94,8 @@ impl Deals {
     }
 
     async fn adopt(&self, id: DealId) -> Result<(), DealError> {
-        if !self.adopting.lock().expect("no holder panics").insert(id) {
-            return Err(DealError::State("it is being taken over just now"));
-        }
+        let _alone = Adopting::begin(self, id).ok_or(DealError::State("it is being taken over just now"))?;
         let adopted = timeout(ADOPT_WITHIN, self.adopt_alone(id)).await;
-        self.adopting.lock().expect("no holder panics").remove(&id);
         adopted.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))
     }
 
@@ -111,8 +124,14 @@ impl Deals {
             let record = cell.lock();
             let seq = |tab: &Tab| tab.head().map_or(0, |h| h.head.seq);
             let total = |tab: &Tab| tab.promised().map_or(Amount::ZERO, |v| v.total);
-            let (ours, theirs) = (&record.tab, &theirs.state.tab);
-            seq(theirs) > seq(ours) || (seq(theirs) == seq(ours) && total(theirs) > total(ours))
+            let (ours, tab) = (&record.tab, &theirs.state.tab);
+            // What this node signed itself is on its own tab already. A provider that refused a head and shows it countersigned later is up to
+            // something.
+            let me = self.node_key.public();
+            let by_other = |signed: Option<&SignedBytes>| signed.is_some_and(|signed| signed.signer != me);
+            let head = by_other(theirs.state.head.as_ref().map(|full| &full.head));
+            let voucher = by_other(theirs.state.voucher.as_ref());
+            (head && seq(tab) > seq(ours)) || (voucher && seq(tab) == seq(ours) && total(tab) > total(ours))
         };
         if !is_newer {
             return Err(DealError::State("it says that there is something newer, and shows nothing newer"));
@@ -197,6 +216,8 @@ impl Deals {
         }
         self.meta.commit(batch.put(Table::Deals, &record_key(cell.id), &next))?;
         *record = next;
+        // Counted by the provider, too.
+        cell.read_bytes.store(0, Ordering::Relaxed);
         Ok(())
     }
 }

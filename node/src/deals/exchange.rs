@@ -196,7 +196,7 @@ impl Deals {
         }
         match self.send(cell).await {
             // It is dropped, and its number with it.
-            Err(DealError::Peer(PeerError::Refused(refusal))) => {
+            Err(DealError::Peer(refusal)) if is_final(&refusal) => {
                 tracing::info!(node = %cell.node, %refusal, "a head was refused");
                 Ok(())
             }
@@ -213,7 +213,8 @@ impl Deals {
             .peers
             .with_session(&cell.node, async |session| session.head(&proposal.head, add, remove).await);
         let full = match asking.await {
-            Err(error @ PeerError::Refused(_)) => {
+            // Anything else that it says may pass, and it may have countersigned before.
+            Err(error @ PeerError::Refused(_)) if is_final(&error) => {
                 let mut record = cell.lock();
                 record.proposal = None;
                 self.meta.note(Batch::default().put(Table::Deals, &record_key(cell.id), &*record))?;
@@ -259,6 +260,19 @@ impl Deals {
         let mut batch = Batch::default();
         self.sign_head(cell, Vec::new(), Vec::new(), index_hash, &mut batch)?;
         self.meta.commit(&batch)?;
-        self.send(cell).await
+        match self.send(cell).await {
+            // Another node of this account has gone on with the deal.
+            Err(DealError::Peer(PeerError::Refused(refusal))) if refusal.is_of_head() => {
+                self.take_over(cell).await
+            }
+            sent => sent,
+        }
     }
+}
+
+/// Whether a head was looked at and refused for good.
+fn is_final(error: &PeerError) -> bool {
+    use RefusalCode::{BadHead, ForkedHead, NoDeal, NotHere, StaleHead, TooLarge, Unfunded};
+    let final_codes = [BadHead, ForkedHead, NoDeal, NotHere, StaleHead, TooLarge, Unfunded];
+    matches!(error, PeerError::Refused(refusal) if final_codes.contains(&refusal.code))
 }

@@ -6,6 +6,8 @@ use super::*;
 /// where that is a small part of the money there is: one of [`FUND_GENEROUSLY`].
 const FUND_BYTES_MIN: u64 = 256 << 20;
 const FUND_GENEROUSLY: u128 = 20;
+/// Bytes of reading that are put aside for beside what is stored: what is under way at once, and audits.
+const READ_RESERVE_BYTES: u64 = 16 << 20;
 
 /// What a deal needs before more can be stored under it.
 enum Need {
@@ -56,7 +58,14 @@ impl Deals {
             () if sum(|a| a.generous) <= free.0 / FUND_GENEROUSLY => |a| a.generous,
             () if sum(|a| a.wanted) <= free.0 => |a| a.wanted,
             () if sum(|a| a.least) <= free.0 => |a| a.least,
-            () => return Err(DealError::Funds { needed: Amount(sum(|a| a.least)), free }),
+            () => {
+                for need in needs.iter().flatten() {
+                    if let Need::Nothing(id) = need {
+                        self.give_up(*id, shard_bytes);
+                    }
+                }
+                return Err(DealError::Funds { needed: Amount(sum(|a| a.least)), free });
+            }
         };
         let action = |need: &Need| match need {
             Need::Nothing(_) => None,
@@ -108,14 +117,14 @@ impl Deals {
                 tab.funding(&record.terms, deal.escrow, deal.paid, self.period(), extra, self.period_s())
             };
             let extra = uncovered.saturating_add(shard_bytes);
-            if funding(extra).periods > 0 {
+            let owed = record.tab.owed(&record.terms, self.period()).unwrap_or(Amount::ZERO);
+            let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
+            if funding(extra).periods > 0 && left >= record.terms.read_price.cost(READ_RESERVE_BYTES / 2) {
                 drop(record);
                 cell.uncovered_bytes.fetch_add(shard_bytes, Ordering::Relaxed);
                 return Ok(Need::Nothing(cell.id));
             }
             let bytes = record.tab.bytes().saturating_add(extra);
-            let owed = record.tab.owed(&record.terms, self.period()).unwrap_or(Amount::ZERO);
-            let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
             let amounts = self.amounts(&record.terms, bytes, bytes.saturating_add(expect_bytes), left);
             drop(record);
             return Ok(Need::TopUp(cell, amounts));
@@ -160,14 +169,14 @@ impl Deals {
         let due = due.unwrap_or(spare_market::amount::SUPPLY_MAX);
         // Rounding must not leave it one unit short.
         let margin = Amount(u128::from(terms.price > StoragePrice(0)));
-        [terms.read_price.cost(bytes), margin]
+        [terms.read_price.cost(bytes.saturating_add(READ_RESERVE_BYTES)), margin]
             .into_iter()
             .fold(due, |sum, more| sum.checked_add(more).unwrap_or(sum))
     }
 
-    /// Gives up a shard of `shard_bytes` that [`Self::ensure`] made sure of.
-    pub fn give_up(&self, node: &PublicKey, shard_bytes: u64) {
-        for cell in self.of_node(node) {
+    /// Gives up a shard of `shard_bytes` under deal `id` that [`Self::ensure`] made sure of.
+    pub fn give_up(&self, id: DealId, shard_bytes: u64) {
+        if let Some(cell) = self.cells().into_iter().find(|cell| cell.id == id) {
             cell.subtract_uncovered(shard_bytes);
         }
     }
@@ -187,11 +196,12 @@ impl Deals {
             let record = cell.lock();
             let (tab, terms) = (&record.tab, &record.terms);
             let funding = tab.funding(terms, deal.escrow, deal.paid, self.period(), 0, self.period_s());
-            if funding.periods >= half || tab.bytes() == 0 {
-                continue;
-            }
             let owed = tab.owed(terms, self.period()).unwrap_or(Amount::ZERO);
             let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
+            let can_be_read = left >= terms.read_price.cost(READ_RESERVE_BYTES / 2);
+            if (funding.periods >= half && can_be_read) || tab.bytes() == 0 {
+                continue;
+            }
             let amount = self.cost(terms, self.fund_periods(), tab.bytes()).saturating_sub(left);
             if amount > Amount::ZERO {
                 due.push((funding.periods, cell.id, amount));

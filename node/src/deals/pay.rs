@@ -26,6 +26,8 @@ impl Drop for ReadCount<'_> {
 pub enum Pay {
     /// Reading alone: storage is paid for after a good audit.
     Reads,
+    /// Reading alone, which the provider says is due.
+    Demanded,
     /// Reading, and storage in all periods that are over.
     All,
 }
@@ -55,11 +57,16 @@ impl Deals {
         let Some(cell) = &cell else { return result };
         let is_due =
             matches!(&result, Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::PaymentDue);
-        if is_due && self.pay(cell, Pay::Reads).await.is_ok() {
+        let is_unfunded =
+            matches!(&result, Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::Unfunded);
+        let goes_on = (is_due && self.pay(cell, Pay::Demanded).await.is_ok())
+            || (is_unfunded && self.top_up(std::slice::from_ref(cell)).await.is_ok());
+        if goes_on {
             let _counting = count();
             result = self.peers.read(node, root, shard_bytes, range, received).await;
         }
-        let unpaid = cell.read_bytes.load(Ordering::Relaxed) + cell.lock().tab.unpaid_read_bytes();
+        let on_tab = cell.lock().tab.unpaid_read_bytes();
+        let unpaid = cell.read_bytes.load(Ordering::Relaxed).saturating_add(on_tab);
         if unpaid >= PAY_READS_BYTES && cell.turn.try_lock().is_ok() {
             let (deals, cell) = (self.clone(), cell.clone());
             tokio::spawn(async move {
@@ -84,7 +91,7 @@ impl Deals {
                 if vouchers.is_empty() { Ok(()) } else { session.vouchers(vouchers).await }
             });
             let refusal = match handing.await {
-                Ok(()) if has_all && what == Pay::Reads && !is_last_try => {
+                Ok(()) if has_all && what == Pay::Demanded && !is_last_try => {
                     // The provider wants payment, and by what is known here it has it: it has counted more.
                     self.reconcile_reads(cell).await?;
                     continue;
@@ -119,15 +126,19 @@ impl Deals {
         let id = cell.id;
         let state = self.peers.with_session(&cell.node, async |session| session.deal_state(id).await).await?;
         let mut record = cell.lock();
+        let now = self.period();
         let (ours, theirs) = (record.tab.read_bytes(), state.tab.read_bytes());
         let missed = theirs.saturating_sub(ours);
+        // The budget grows back.
+        let elapsed = now.saturating_sub(record.reconciled_in);
+        let before = record.reconciled_bytes.saturating_sub(elapsed.saturating_mul(READ_SLACK_BYTES));
         let most = READ_STEP_BYTES + ours / READS_TRUSTED;
-        if record.reconciled_bytes.saturating_add(missed) > most {
+        if before.saturating_add(missed) > most {
             return Err(DealError::State("it counts far more bytes read than arrived here"));
         }
         let mut next = record.clone();
         next.tab.add_read(missed);
-        next.reconciled_bytes += missed;
+        (next.reconciled_bytes, next.reconciled_in) = (before + missed, now);
         self.meta.note(Batch::default().put(Table::Deals, &record_key(id), &next))?;
         *record = next;
         Ok(())
@@ -142,7 +153,7 @@ impl Deals {
         next.tab.add_read(cell.read_bytes.swap(0, Ordering::Relaxed));
         let sign = |v: VoucherV1| Signed::new(Voucher::V1(v), self.network, &self.node_key).raw().clone();
         let before = match what {
-            Pay::Reads => next.tab.promised_before(),
+            Pay::Reads | Pay::Demanded => next.tab.promised_before(),
             Pay::All => period.max(next.tab.promised_before()),
         };
         if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {
