@@ -135,6 +135,15 @@ pub struct Deal {
     pub signers: Vec<PublicKey>,
 }
 
+impl Deal {
+    /// Whether a closing deal's time is over at unix time `now_s`, when the ledger has counted `ticks` living periods. Until its terms have
+    /// expired somebody could open the same deal again, and redeem its old vouchers.
+    pub fn can_be_settled(&self, ticks: u64, now_s: u64) -> bool {
+        let Status::Closing { since_tick } = self.status else { return false };
+        ticks >= since_tick + CLOSING_PERIODS && now_s >= self.terms.expires_s
+    }
+}
+
 /// How long money lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Funding {

@@ -9,7 +9,7 @@
 //! Each rule reads from top to bottom: who signs, what is there, what must hold, what changes.
 
 use crate::amount::{Amount, SUPPLY_MAX};
-use crate::deal::{CLOSING_PERIODS, Deal, DealId, SIGNERS_MAX, Status, Terms};
+use crate::deal::{Deal, DealId, SIGNERS_MAX, Status, Terms};
 use crate::genesis::{Genesis, GenesisV1};
 use crate::grant::{Grant, Scope};
 use crate::head::{AnchoredHead, FullHead, Head};
@@ -337,9 +337,7 @@ impl Rules<'_> {
 
     fn settle(&self, state: &mut State, id: DealId) -> Result<Event, Refused> {
         let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
-        let Status::Closing { since_tick } = deal.status else { return Err(Refused::NotDue) };
-        // Until the terms have expired somebody could open the same deal again, and redeem its old vouchers.
-        if state.totals().ticks < since_tick + CLOSING_PERIODS || self.context.time_s < deal.terms.expires_s {
+        if !deal.can_be_settled(state.totals().ticks, self.context.time_s) {
             return Err(Refused::NotDue);
         }
         for (party, amount) in

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::amount::{Amount, SUPPLY_MAX, StorageDue};
-use crate::deal::{DealId, Funding, TermsV1, funding};
+use crate::deal::{Deal, DealId, Funding, TermsV1, funding};
 use crate::head::{AnchoredHead, HeadError};
 use crate::meter::{Meter, MeterError};
 use crate::voucher::{VoucherError, VoucherV1};
@@ -128,22 +128,31 @@ impl Tab {
         self.meter.rate()
     }
 
-    /// How long `escrow` lasts, of which `paid` was paid before, when `extra_bytes` more are stored from now on.
-    pub fn funding(
-        &self,
-        terms: &TermsV1,
-        escrow: Amount,
-        paid: Amount,
-        period: u64,
-        extra_bytes: u64,
-        period_s: u32,
-    ) -> Funding {
+    /// What is owed and not paid while `period` runs, or the first later one that the tab can still tell.
+    pub fn open(&self, deal: &Deal, period: u64) -> Amount {
+        // What is beyond any money is beyond every escrow.
+        let owed = self.owed(&deal.terms, period.max(self.promised_before())).unwrap_or(SUPPLY_MAX);
+        owed.saturating_sub(deal.paid)
+    }
+
+    /// What the deal's escrow has beyond what is owed.
+    pub fn left(&self, deal: &Deal, period: u64) -> Amount {
+        deal.escrow.saturating_sub(self.open(deal, period))
+    }
+
+    /// How long the deal's escrow lasts when `extra_bytes` more are stored from now on.
+    pub fn funding(&self, deal: &Deal, period: u64, extra_bytes: u64, period_s: u32) -> Funding {
         let bytes = self.bytes().saturating_add(extra_bytes);
-        let owed = self.owed(terms, period.max(self.meter.period()));
-        match (owed, StorageDue::of(terms.price, bytes, period_s.into())) {
-            (Ok(owed), Some(rate)) => funding(escrow, owed.saturating_sub(paid), rate),
-            _ => Funding { periods: 0, in_grace: true },
+        match StorageDue::of(deal.terms.price, bytes, period_s.into()) {
+            Some(rate) => funding(deal.escrow, self.open(deal, period), rate),
+            None => Funding { periods: 0, in_grace: true },
         }
+    }
+
+    /// Whether the newest head is newer than the ledger's.
+    pub fn is_ahead_of(&self, deal: &Deal) -> bool {
+        let seq = |head: Option<&AnchoredHead>| head.map_or(0, |head| head.head.seq);
+        seq(self.head()) > seq(deal.head.as_ref())
     }
 
     /// The voucher that pays for everything before `period`, or `None` when one that is known promises as much.
@@ -257,6 +266,39 @@ impl Tab {
             (Ok(owed), Some(most)) if owed <= most => Ok(()),
             _ => Err(TabError::Implausible),
         }
+    }
+}
+
+/// A deal as one side sees it at one moment.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// The deal.
+    pub id: DealId,
+    /// The deal on the ledger.
+    pub on_ledger: Deal,
+    /// What is owed.
+    pub tab: Tab,
+    /// How long the escrow lasts.
+    pub funding: Funding,
+    /// Owed and not paid, promised or not.
+    pub open: Amount,
+}
+
+impl Standing {
+    /// How deal `id` stands while `period` runs.
+    pub fn of(id: DealId, on_ledger: Deal, tab: Tab, period: u64, period_s: u32) -> Self {
+        let (funding, open) = (tab.funding(&on_ledger, period, 0, period_s), tab.open(&on_ledger, period));
+        Self { id, on_ledger, tab, funding, open }
+    }
+
+    /// Promised by vouchers so far.
+    pub fn promised(&self) -> Amount {
+        self.tab.promised().map_or(Amount::ZERO, |voucher| voucher.total)
+    }
+
+    /// Promised and not paid.
+    pub fn pending(&self) -> Amount {
+        self.promised().saturating_sub(self.on_ledger.paid)
     }
 }
 

@@ -23,12 +23,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, StorageDue, StoragePrice};
-use spare_market::deal::{Deal, DealId, Funding, GRACE_PERIODS, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
+use spare_market::deal::{Deal, DealId, GRACE_PERIODS, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead, HEAD_PERIODS_MAX, Head, HeadV1, head_hash};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
-use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES, Tab, TabError};
+use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES, Standing, Tab, TabError};
 use spare_market::tx::Action;
 use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::encode::from_bytes;
@@ -205,29 +205,6 @@ impl Cell {
     }
 }
 
-/// A deal as it is reported.
-#[derive(Debug, Clone)]
-pub struct Bought {
-    /// The deal.
-    pub id: DealId,
-    /// What was agreed.
-    pub terms: TermsV1,
-    /// The deal on the ledger.
-    pub on_ledger: Deal,
-    /// The newest head.
-    pub head: Option<AnchoredHead>,
-    /// Bytes of all shards under it.
-    pub bytes: u64,
-    /// Cost of a period under it.
-    pub rate: StorageDue,
-    /// Promised so far.
-    pub promised: Amount,
-    /// How long the escrow lasts.
-    pub funding: Funding,
-    /// How audits went.
-    pub audit: AuditState,
-}
-
 /// The deals of which this node is the client.
 pub struct Deals {
     network: NetworkId,
@@ -372,8 +349,7 @@ impl Deals {
     /// The newest head of a deal, if the ledger has an older one.
     fn unanchored(&self, cell: &Cell, deal: &Deal) -> Option<FullHead> {
         let record = cell.lock();
-        let newest = record.tab.head()?.head.seq;
-        record.head.clone().filter(|_| newest > deal.head.map_or(0, |head| head.head.seq))
+        record.head.clone().filter(|_| record.tab.is_ahead_of(deal))
     }
 
     /// What a closing deal calls for: the newest head if the ledger has an older one, and settling when its time is over. Forgets deals that
@@ -383,12 +359,13 @@ impl Deals {
     /// [`DealError`].
     pub async fn wind_up(&self, cell: &Cell) -> Result<(), DealError> {
         let Some(deal) = self.on_ledger(cell.id)? else { return self.forget(cell) };
-        let Status::Closing { since_tick } = deal.status else { return Ok(()) };
+        if deal.status == Status::Open {
+            return Ok(());
+        }
         let mut actions: Vec<Action> =
             self.unanchored(cell, &deal).into_iter().map(|head| Action::Anchor { head }).collect();
         let ticks = self.chain.view(|l| l.state().totals().ticks)?;
-        let is_over = ticks >= since_tick + spare_market::deal::CLOSING_PERIODS;
-        if is_over && unix_now_s() > deal.terms.expires_s {
+        if deal.can_be_settled(ticks, unix_now_s()) {
             actions.push(Action::Settle { deal: cell.id });
         }
         for taken in self.wallet.send_all(actions).await {
@@ -412,30 +389,19 @@ impl Deals {
         Ok(())
     }
 
-    /// All deals, as they are reported.
+    /// How all deals stand, and how their audits went.
     ///
     /// # Errors
     /// When the ledger cannot be used.
-    pub fn bought(&self) -> Result<Vec<Bought>, ChainError> {
-        let mut bought = Vec::new();
+    pub fn standings(&self) -> Result<Vec<(Standing, AuditState)>, ChainError> {
+        let mut standings = Vec::new();
         for cell in self.cells() {
             let Some(on_ledger) = self.on_ledger(cell.id)? else { continue };
-            let record = cell.lock().clone();
-            let (tab, terms) = (&record.tab, &record.terms);
-            let (escrow, paid) = (on_ledger.escrow, on_ledger.paid);
-            bought.push(Bought {
-                id: cell.id,
-                head: tab.head().copied(),
-                bytes: tab.bytes(),
-                rate: tab.rate(),
-                promised: tab.promised().map_or(Amount::ZERO, |v| v.total),
-                funding: tab.funding(terms, escrow, paid, self.period(), 0, self.period_s()),
-                audit: cell.audit.lock().expect("no holder panics").clone(),
-                on_ledger,
-                terms: record.terms,
-            });
+            let tab = cell.lock().tab.clone();
+            let standing = Standing::of(cell.id, on_ledger, tab, self.period(), self.period_s());
+            standings.push((standing, cell.audit.lock().expect("no holder panics").clone()));
         }
-        Ok(bought)
+        Ok(standings)
     }
 
     /// A shard under a deal's head, and a place in it, drawn so that each byte is as likely.

@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, ReadPrice, StoragePrice};
 use spare_market::block::Ledger;
-use spare_market::deal::{CLOSING_PERIODS, Deal, DealId, Funding, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
+use spare_market::deal::{Deal, DealId, Funding, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead, Head, HeadError};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
-use spare_market::tab::{READ_STEP_BYTES, Tab, TabError};
+use spare_market::tab::{READ_STEP_BYTES, Standing, Tab, TabError};
 use spare_market::tx::Action;
 use spare_market::voucher::{AHEAD_MAX, Voucher, VoucherError, VoucherV1};
 use spare_proofs::sumtree::Member;
@@ -85,34 +85,16 @@ impl Cell {
     }
 }
 
-/// A deal as it is reported.
-#[derive(Debug, Clone)]
-pub struct Provided {
-    /// The deal.
-    pub id: DealId,
-    /// What was agreed.
-    pub terms: TermsV1,
-    /// The deal on the ledger.
-    pub on_ledger: Deal,
-    /// What is owed.
-    pub tab: Tab,
-    /// Promised so far.
-    pub promised: Amount,
-    /// Owed so far, promised or not.
-    pub owed: Amount,
-    /// How long the escrow lasts.
-    pub funding: Funding,
-    /// The newest head.
-    pub head: Option<AnchoredHead>,
-}
-
-/// Why the background work on deals failed.
+/// Why deals cannot be opened or looked after.
 #[derive(Debug, thiserror::Error)]
-enum EarnError {
+pub enum EarnError {
+    /// The metadata store failed.
     #[error(transparent)]
     Meta(#[from] MetaError),
+    /// The ledger cannot be used.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// Shards could not be deleted.
     #[error(transparent)]
     Shard(#[from] ShardError),
 }
@@ -179,7 +161,7 @@ impl Earner {
         meta: Arc<Meta>,
         chain: Arc<Chain>,
         volume: Arc<Volume>,
-    ) -> Result<Self, EarnOpenError> {
+    ) -> Result<Self, EarnError> {
         let (network, genesis) = chain.view(|l| (l.network(), l.genesis().clone()))?;
         let mut deals = BTreeMap::new();
         for (rest, record) in meta.all::<Record>(Table::Deals, KEY_PREFIX)? {
@@ -224,6 +206,16 @@ impl Earner {
     fn owner_lock(&self, owner: &PublicKey) -> MutexGuard<'_, ()> {
         let byte = owner.to_bytes()[1];
         self.owners[usize::from(byte) % self.owners.len()].lock().expect("no holder panics")
+    }
+
+    fn all(&self) -> BTreeMap<DealId, Arc<Cell>> {
+        self.deals.lock().expect("no holder panics").clone()
+    }
+
+    /// The deals of `owner` that this node keeps.
+    fn of_owner(&self, owner: &PublicKey) -> Vec<(DealId, Arc<Cell>)> {
+        let deals = self.deals.lock().expect("no holder panics");
+        deals.iter().filter(|(_, cell)| cell.client == *owner).map(|(id, cell)| (*id, cell.clone())).collect()
     }
 
     fn on_ledger(&self, id: DealId) -> Result<Option<Deal>, ChainError> {
@@ -317,7 +309,7 @@ impl Earner {
     }
 
     fn funding(&self, record: &Record, deal: &Deal, extra_bytes: u64) -> Funding {
-        record.tab.funding(&record.terms, deal.escrow, deal.paid, self.period(), extra_bytes, self.period_s())
+        record.tab.funding(deal, self.period(), extra_bytes, self.period_s())
     }
 
     /// Counts a shard that was stored.
@@ -332,7 +324,7 @@ impl Earner {
         }
     }
 
-    /// Countersigns the next head of a deal. What it removes is deleted by [`Self::sweep`].
+    /// Countersigns the next head of a deal. What it removes is for [`Self::delete_soon`], or for the next sweep.
     ///
     /// # Errors
     /// The refusal to send; nothing has changed then.
@@ -503,11 +495,7 @@ impl Earner {
     /// # Errors
     /// The refusal to send.
     pub fn may_read(&self, owner: &PublicKey, root: &Root, bytes: u64) -> Result<Option<DealId>, Refusal> {
-        let deals: Vec<_> = {
-            let deals = self.deals.lock().expect("no holder panics");
-            let of_owner = deals.iter().filter(|(_, cell)| cell.client == *owner);
-            of_owner.map(|(id, cell)| (*id, cell.clone())).collect()
-        };
+        let deals = self.of_owner(owner);
         let covering = deals
             .iter()
             .find(|(id, _)| matches!(self.meta.has(Table::Sets, &sets::key(*id, root)), Ok(true)));
@@ -523,9 +511,8 @@ impl Earner {
             let why = format!("{unpaid} bytes were read and not paid for; send a voucher");
             return Err(Refusal::new(RefusalCode::PaymentDue, why));
         }
-        let owed = record.tab.owed(&record.terms, self.period().max(record.tab.promised_before()));
-        let owed = owed.unwrap_or(Amount::ZERO).saturating_sub(deal.paid);
-        if owed.checked_add(record.terms.read_price.cost(reading)).is_none_or(|owed| owed > deal.escrow) {
+        let open = record.tab.open(&deal, self.period());
+        if open.checked_add(record.terms.read_price.cost(reading)).is_none_or(|open| open > deal.escrow) {
             let why = format!("the deal's escrow of {} credits does not have it; top it up", deal.escrow);
             return Err(Refusal::new(RefusalCode::Unfunded, why));
         }
@@ -601,11 +588,7 @@ impl Earner {
     }
 
     fn is_covered(&self, owner: &PublicKey, root: &Root) -> Result<bool, MetaError> {
-        let deals: Vec<DealId> = {
-            let deals = self.deals.lock().expect("no holder panics");
-            deals.iter().filter(|(_, cell)| cell.client == *owner).map(|(id, _)| *id).collect()
-        };
-        for id in deals {
+        for (id, _) in self.of_owner(owner) {
             if self.meta.has(Table::Sets, &sets::key(id, root))? {
                 return Ok(true);
             }
@@ -641,29 +624,18 @@ impl Earner {
         Ok(())
     }
 
-    /// All deals, as they are reported.
+    /// How all deals stand.
     ///
     /// # Errors
     /// When the ledger cannot be used.
-    pub fn provided(&self) -> Result<Vec<Provided>, ChainError> {
-        let deals = self.deals.lock().expect("no holder panics").clone();
-        let mut provided = Vec::new();
-        for (id, record) in deals {
-            let record = record.lock().clone();
+    pub fn standings(&self) -> Result<Vec<Standing>, ChainError> {
+        let mut standings = Vec::new();
+        for (id, cell) in self.all() {
             let Some(on_ledger) = self.on_ledger(id)? else { continue };
-            let period = self.period();
-            provided.push(Provided {
-                id,
-                promised: record.tab.promised().map_or(Amount::ZERO, |v| v.total),
-                owed: record.tab.owed(&record.terms, period).unwrap_or(Amount::ZERO),
-                funding: self.funding(&record, &on_ledger, 0),
-                head: record.tab.head().copied(),
-                on_ledger,
-                terms: record.terms,
-                tab: record.tab,
-            });
+            let tab = cell.lock().tab.clone();
+            standings.push(Standing::of(id, on_ledger, tab, self.period(), self.period_s()));
         }
-        Ok(provided)
+        Ok(standings)
     }
 
     /// Puts the newest voucher of every deal on the ledger. Returns how much was promised beyond what was paid.
@@ -673,8 +645,8 @@ impl Earner {
     pub async fn withdraw(self: &Arc<Self>, wallet: &Wallet) -> Result<Amount, SubmitError> {
         let mut sum = Amount::ZERO;
         let mut actions = Vec::new();
-        for (id, record) in self.deals.lock().expect("no holder panics").clone() {
-            let record = record.lock().clone();
+        for (id, cell) in self.all() {
+            let record = cell.lock().clone();
             let Some(deal) = self.on_ledger(id)? else { continue };
             let open = unpaid(&record, &deal);
             if open > Amount::ZERO && deal.escrow > Amount::ZERO {
@@ -728,8 +700,7 @@ impl Earner {
     /// What is to be told to the ledger now.
     fn look(&self, is_sweeping: bool) -> Result<Vec<Action>, EarnError> {
         let mut actions = Vec::new();
-        let deals = self.deals.lock().expect("no holder panics").clone();
-        for (id, cell) in deals {
+        for (id, cell) in self.all() {
             match self.on_ledger(id)? {
                 Some(deal) => {
                     let mut record = cell.lock();
@@ -777,10 +748,8 @@ impl Earner {
         let mut actions = Vec::new();
         let now = self.period();
         let funding = self.funding(record, deal, 0);
-        let owed = record.tab.owed(&record.terms, now.max(record.tab.promised_before()));
-        let owed = owed.unwrap_or(Amount::ZERO);
-        let is_dry =
-            funding.in_grace && owed.saturating_sub(deal.paid) >= deal.escrow && self.is_charged(record);
+        let is_charged = record.tab.bytes() > 0 && record.terms.price > StoragePrice(0);
+        let is_dry = is_charged && funding.in_grace && record.tab.left(deal, now) == Amount::ZERO;
         let is_closing = deal.status != Status::Open;
         let idle_since = record.tab.head().map_or(record.redeemed_in, |head| head.head.from);
         let is_idle = record.tab.bytes() == 0 && now >= idle_since + IDLE_PERIODS;
@@ -792,27 +761,22 @@ impl Earner {
             record.redeemed_in = now;
             self.meta.note(Batch::default().put(Table::Deals, &record_key(id), record))?;
         }
-        let known = deal.head.map_or(0, |head| head.head.seq);
-        let newer = record.head.clone().filter(|_| record.tab.head().is_some_and(|h| h.head.seq > known));
+        let newer = record.head.clone().filter(|_| record.tab.is_ahead_of(deal));
         match deal.status {
             Status::Open if is_dry || is_idle => {
                 tracing::info!(deal = %id, is_dry, is_idle, "a deal is being closed");
                 actions.push(Action::Close { deal: id, head: newer });
             }
             Status::Open => {}
-            Status::Closing { since_tick } => {
+            Status::Closing { .. } => {
                 actions.extend(newer.map(|head| Action::Anchor { head }));
                 let ticks = self.chain.view(|l: &Ledger| l.state().totals().ticks)?;
-                if ticks >= since_tick + CLOSING_PERIODS && unix_now_s() > deal.terms.expires_s {
+                if deal.can_be_settled(ticks, unix_now_s()) {
                     actions.push(Action::Settle { deal: id });
                 }
             }
         }
         Ok(actions)
-    }
-
-    fn is_charged(&self, record: &Record) -> bool {
-        record.tab.bytes() > 0 && record.terms.price > StoragePrice(0)
     }
 
     /// A deal is off the ledger: what it covered is let go.
@@ -847,15 +811,4 @@ struct Changed {
     fresh_bytes: u64,
     /// Bytes of what it removes and no other deal covers.
     released_bytes: u64,
-}
-
-/// Why the deals cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum EarnOpenError {
-    /// The metadata store failed.
-    #[error(transparent)]
-    Meta(#[from] MetaError),
-    /// The ledger cannot be used.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
 }

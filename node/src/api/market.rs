@@ -8,17 +8,17 @@ use axum::response::Json;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, AmountError, HOURS_PER_MONTH, StorageDue, StoragePrice};
 use spare_market::block::Ledger;
-use spare_market::deal::{Deal, Funding as DealFunding, GRACE_PERIODS, Status as DealStatus};
+use spare_market::deal::{Deal, GRACE_PERIODS, Status as DealStatus};
 use spare_market::keys::{PublicKey, PublicKeyError};
 use spare_market::placement::{Wish, choose};
 use spare_market::state::Key;
+use spare_market::tab::Standing;
 use spare_market::tx::Action;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{ApiError, ErrorBody, Shared};
 use crate::config::{Code, MaxPrice};
-use crate::deals::{Bought, DealError};
-use crate::earn::Provided;
+use crate::deals::{AuditState, DealError};
 use crate::limits::BLOCKS_PER_ANSWER_BYTES;
 use crate::node::Node;
 
@@ -324,62 +324,56 @@ fn month_of(rate: StorageDue, period_s: u32) -> Amount {
     rate.checked_mul(periods.max(1)).map_or(Amount::ZERO, StorageDue::floor)
 }
 
-fn state_of(deal: &Deal, funding: &DealFunding) -> String {
-    let state = match deal.status {
+fn state_of(deal: &Standing) -> String {
+    let state = match deal.on_ledger.status {
         DealStatus::Closing { .. } => "closing",
-        DealStatus::Open if funding.in_grace => "grace",
+        DealStatus::Open if deal.funding.in_grace => "grace",
         DealStatus::Open => "open",
     };
     state.to_owned()
 }
 
-fn funded(funding: &DealFunding) -> Option<u64> {
-    (funding.periods != u64::MAX).then_some(funding.periods)
+/// Periods that the money lasts; nothing when nothing is charged.
+fn funded(deal: &Standing) -> Option<u64> {
+    (deal.funding.periods != u64::MAX).then_some(deal.funding.periods)
 }
 
-fn bought_info(node: &Node, deal: Bought) -> DealInfo {
+/// A deal, without what only one of the sides knows of it.
+fn info(side: &str, with: PublicKey, deal: &Standing, period_s: u32) -> DealInfo {
+    let head = deal.tab.head();
     DealInfo {
         deal: deal.id.to_string(),
-        side: "client".to_owned(),
-        with: deal.terms.node.to_string(),
-        operator: node.client.peers.book.get(&deal.terms.node).map(|p| p.ask.operator),
-        state: state_of(&deal.on_ledger, &deal.funding),
-        bytes: deal.bytes,
-        price: deal.terms.price.to_tb_month().to_string(),
-        month: month_of(deal.rate, node.client.deals.period_s()).to_string(),
+        side: side.to_owned(),
+        with: with.to_string(),
+        operator: None,
+        state: state_of(deal),
+        bytes: deal.tab.bytes(),
+        price: deal.on_ledger.terms.price.to_tb_month().to_string(),
+        month: month_of(deal.tab.rate(), period_s).to_string(),
         escrow: deal.on_ledger.escrow.to_string(),
-        promised: deal.promised.to_string(),
+        promised: deal.promised().to_string(),
         paid: deal.on_ledger.paid.to_string(),
         fee: deal.on_ledger.fee.to_string(),
-        funded_periods: funded(&deal.funding),
-        head: deal.head.map_or(0, |h| h.head.seq),
-        head_hash: deal.head.map(|h| hex(h.hash)),
-        until: deal.head.map(|h| h.head.until),
-        audits: deal.audit.good,
-        failing: deal.audit.failing.map(|(failed, why)| format!("{failed} in a row: {why}")),
+        funded_periods: funded(deal),
+        head: head.map_or(0, |h| h.head.seq),
+        head_hash: head.map(|h| hex(h.hash)),
+        until: head.map(|h| h.head.until),
+        audits: 0,
+        failing: None,
     }
 }
 
-fn provided_info(node: &Node, deal: &Provided) -> DealInfo {
+fn operator_of(node: &Node, provider: &PublicKey) -> Option<String> {
+    node.client.peers.book.get(provider).map(|p| p.ask.operator)
+}
+
+fn bought_info(node: &Node, deal: &Standing, audit: AuditState) -> DealInfo {
+    let provider = deal.on_ledger.terms.node;
     DealInfo {
-        deal: deal.id.to_string(),
-        side: "provider".to_owned(),
-        with: deal.terms.client.to_string(),
-        operator: None,
-        state: state_of(&deal.on_ledger, &deal.funding),
-        bytes: deal.tab.bytes(),
-        price: deal.terms.price.to_tb_month().to_string(),
-        month: month_of(deal.tab.rate(), node.client.deals.period_s()).to_string(),
-        escrow: deal.on_ledger.escrow.to_string(),
-        promised: deal.promised.to_string(),
-        paid: deal.on_ledger.paid.to_string(),
-        fee: deal.on_ledger.fee.to_string(),
-        funded_periods: funded(&deal.funding),
-        head: deal.head.map_or(0, |h| h.head.seq),
-        head_hash: deal.head.map(|h| hex(h.hash)),
-        until: deal.head.map(|h| h.head.until),
-        audits: 0,
-        failing: None,
+        operator: operator_of(node, &provider),
+        audits: audit.good,
+        failing: audit.failing.map(|(failed, why)| format!("{failed} in a row: {why}")),
+        ..info("client", provider, deal, node.client.deals.period_s())
     }
 }
 
@@ -397,9 +391,12 @@ fn deal_error(error: &DealError) -> ApiError {
 /// Lists the deals of this node, on either side.
 #[utoipa::path(get, path = "/v1/deals", responses((status = 200, body = Vec<DealInfo>), (status = 401, body = ErrorBody)))]
 pub(super) async fn list_deals(State(node): Shared) -> Result<Json<Vec<DealInfo>>, ApiError> {
-    let bought = node.client.deals.bought()?.into_iter().map(|deal| bought_info(&node, deal));
-    let provided = node.earner.as_ref().map(|earner| earner.provided()).transpose()?.unwrap_or_default();
-    Ok(Json(bought.chain(provided.iter().map(|deal| provided_info(&node, deal))).collect()))
+    let bought = node.client.deals.standings()?;
+    let provided = node.earner.as_ref().map(|earner| earner.standings()).transpose()?.unwrap_or_default();
+    let period_s = node.client.deals.period_s();
+    let bought = bought.into_iter().map(|(deal, audit)| bought_info(&node, &deal, audit));
+    let provided = provided.iter().map(|deal| info("provider", deal.on_ledger.terms.client, deal, period_s));
+    Ok(Json(bought.chain(provided).collect()))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -483,47 +480,49 @@ pub struct Earnings {
 /// Periods of funding at which a deal's end is announced.
 const ALERT_PERIODS: [u64; 2] = [14, 3];
 
-/// What is to be said of a deal's money. After the time that is paid for in advance comes a grace of 7 periods, then the deal is closed.
-fn funding_alert(whose: &str, state: &str, periods: Option<u64>, period_s: u32) -> Option<String> {
-    match (state, periods) {
-        ("closing", _) => Some(format!("{whose} is being closed; what is stored under it goes with it")),
-        ("grace", _) => Some(format!(
-            "{whose} has run dry: unless the client's account gets money, it is closed within {GRACE_PERIODS} periods of {period_s} s, and what is stored under it is lost"
-        )),
-        (_, Some(periods)) if periods <= ALERT_PERIODS[1] => Some(format!(
-            "{whose} is paid for in advance for {periods} more periods of {period_s} s only, and then {GRACE_PERIODS} of grace; the client's account needs money"
-        )),
-        (_, Some(periods)) if periods <= ALERT_PERIODS[0] => {
-            Some(format!("{whose} is paid for in advance for {periods} more periods of {period_s} s"))
-        }
-        _ => None,
+/// What is to be said of the money of a deal, if anything is stored under it. After the time that is paid for in advance comes a grace of 7
+/// periods, then the deal is closed.
+fn funding_alert(whose: &str, deal: &Standing, period_s: u32) -> Option<String> {
+    if deal.tab.bytes() == 0 {
+        return None;
     }
+    if deal.on_ledger.status != DealStatus::Open {
+        return Some(format!("{whose} is being closed; what is stored under it goes with it"));
+    }
+    if deal.funding.in_grace {
+        return Some(format!(
+            "{whose} has run dry: unless the client's account gets money, it is closed within {GRACE_PERIODS} periods of {period_s} s, and what is stored under it is lost"
+        ));
+    }
+    let periods = funded(deal).filter(|periods| *periods <= ALERT_PERIODS[0])?;
+    let lasts = format!("{whose} is paid for in advance for {periods} more periods of {period_s} s");
+    if periods > ALERT_PERIODS[1] {
+        return Some(lasts);
+    }
+    Some(format!("{lasts} only, and then {GRACE_PERIODS} of grace; the client's account needs money"))
 }
 
 /// What this node earns as a provider.
 pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
     let Some(earner) = &node.earner else { return Ok(Earnings::default()) };
-    let provided = earner.provided()?;
+    let deals = earner.standings()?;
     let sum =
-        |amount: &dyn Fn(&Provided) -> Amount| Amount(provided.iter().map(|d| amount(d).0).sum()).to_string();
+        |amount: &dyn Fn(&Standing) -> Amount| Amount(deals.iter().map(|d| amount(d).0).sum()).to_string();
     let period_s = node.client.deals.period_s();
-    let alert = |deal: &Provided| {
-        let whose = format!("the deal with client {}", &deal.terms.client.to_string()[..12]);
-        let charged = deal.tab.bytes() > 0;
-        let periods = funded(&deal.funding).filter(|_| charged);
-        let state = state_of(&deal.on_ledger, &deal.funding);
-        funding_alert(&whose, if charged { &state } else { "open" }, periods, period_s)
+    let alert = |deal: &Standing| {
+        let client = deal.on_ledger.terms.client.to_string();
+        funding_alert(&format!("the deal with client {}", &client[..12]), deal, period_s)
     };
-    let clients: BTreeSet<PublicKey> = provided.iter().map(|deal| deal.terms.client).collect();
+    let clients: BTreeSet<PublicKey> = deals.iter().map(|deal| deal.on_ledger.terms.client).collect();
     Ok(Earnings {
-        deals: provided.len(),
+        deals: deals.len(),
         clients: clients.len(),
-        bytes: provided.iter().map(|deal| deal.tab.bytes()).sum(),
+        bytes: deals.iter().map(|deal| deal.tab.bytes()).sum(),
         earned: node.market.chain.view(|l| l.state().account(&node.identity.account).earned)?.to_string(),
-        pending: sum(&|d| d.promised.saturating_sub(d.on_ledger.paid)),
-        unpromised: sum(&|d| d.owed.saturating_sub(d.promised.max(d.on_ledger.paid))),
-        month: sum(&|d| month_of(d.tab.rate(), period_s)),
-        alerts: provided.iter().filter_map(alert).collect(),
+        pending: sum(&Standing::pending),
+        unpromised: sum(&|deal| deal.open.saturating_sub(deal.pending())),
+        month: sum(&|deal| month_of(deal.tab.rate(), period_s)),
+        alerts: deals.iter().filter_map(alert).collect(),
     })
 }
 
@@ -552,34 +551,33 @@ pub struct Spending {
 
 /// What this node spends as a client.
 pub(super) fn spending(node: &Node) -> Result<Spending, ApiError> {
-    let bought = node.client.deals.bought()?;
-    let period_s = u64::from(node.client.deals.period_s());
+    let deals = node.client.deals.standings()?;
+    let period_s = node.client.deals.period_s();
     let mut alerts = Vec::new();
-    for deal in &bought {
-        let operator =
-            node.client.peers.book.get(&deal.terms.node).map(|p| p.ask.operator).unwrap_or_default();
-        let whose = format!("the deal with provider {} {operator}", &deal.terms.node.to_string()[..12]);
-        let state = state_of(&deal.on_ledger, &deal.funding);
-        let periods = funded(&deal.funding).filter(|_| deal.bytes > 0);
-        let state = if deal.bytes > 0 { &state } else { "open" };
-        alerts.extend(funding_alert(whose.trim(), state, periods, node.client.deals.period_s()));
-        if let Some((failed, why)) = &deal.audit.failing {
+    for (deal, audit) in &deals {
+        let provider = &deal.on_ledger.terms.node;
+        let operator = operator_of(node, provider).unwrap_or_default();
+        let whose = format!("the deal with provider {} {operator}", &provider.to_string()[..12]);
+        alerts.extend(funding_alert(whose.trim(), deal, period_s));
+        if let Some((failed, why)) = &audit.failing {
             alerts.push(format!("{} fails its audits, {failed} in a row: {why}", whose.trim()));
         }
     }
-    let bought: Vec<_> = bought.into_iter().filter(|d| d.on_ledger.status == DealStatus::Open).collect();
-    let charged = bought.iter().filter(|deal| deal.bytes > 0).filter_map(|deal| funded(&deal.funding));
-    let providers: BTreeSet<PublicKey> = bought.iter().map(|deal| deal.terms.node).collect();
+    let open: Vec<_> = deals.iter().filter(|(deal, _)| deal.on_ledger.status == DealStatus::Open).collect();
+    let sum = |amount: &dyn Fn(&Standing) -> Amount| {
+        Amount(open.iter().map(|(d, _)| amount(d).0).sum()).to_string()
+    };
+    let charged = open.iter().filter(|(deal, _)| deal.tab.bytes() > 0).filter_map(|(deal, _)| funded(deal));
+    let providers: BTreeSet<PublicKey> = open.iter().map(|(deal, _)| deal.on_ledger.terms.node).collect();
     Ok(Spending {
-        deals: bought.len(),
+        deals: open.len(),
         providers: providers.len(),
-        bytes: bought.iter().map(|deal| deal.bytes).sum(),
-        month: Amount(bought.iter().map(|d| month_of(d.rate, node.client.deals.period_s()).0).sum())
-            .to_string(),
-        escrow: Amount(bought.iter().map(|d| d.on_ledger.escrow.0).sum()).to_string(),
+        bytes: open.iter().map(|(deal, _)| deal.tab.bytes()).sum(),
+        month: sum(&|deal| month_of(deal.tab.rate(), period_s)),
+        escrow: sum(&|deal| deal.on_ledger.escrow),
         free: node.market.chain.view(|l| l.state().account(&node.identity.account).free)?.to_string(),
-        funded_s: charged.min().map(|periods| periods.saturating_mul(period_s)),
-        audits: bought.iter().map(|deal| deal.audit.good).sum(),
+        funded_s: charged.min().map(|periods| periods.saturating_mul(period_s.into())),
+        audits: open.iter().map(|(_, audit)| audit.good).sum(),
         alerts,
     })
 }

@@ -4,8 +4,8 @@
 use super::*;
 
 const TAKES_OVER_KEY: &[u8] = b"takes over deals";
-/// Heads that are exchanged at once, each with another provider.
-const EXCHANGES_AT_ONCE: usize = 32;
+/// Deals that are taken over at once, each from another provider.
+const TAKE_OVERS_AT_ONCE: usize = 32;
 /// Most shards that are taken over from a provider's word about a deal.
 const ADOPT_SHARDS_MAX: usize = 1 << 20;
 /// Of a deal's escrow, the part that a provider may claim without proof from a client that lost its records is one of this many.
@@ -57,7 +57,7 @@ impl Deals {
             self.foreign(takes_over)?
         };
         futures::stream::iter(foreign)
-            .for_each_concurrent(EXCHANGES_AT_ONCE, async |(id, node)| match self.adopt(id).await {
+            .for_each_concurrent(TAKE_OVERS_AT_ONCE, async |(id, node)| match self.adopt(id).await {
                 Ok(()) => tracing::info!(%node, deal = %id, "a deal is taken over"),
                 Err(error) => tracing::info!(%node, deal = %id, %error, "a deal could not be taken over"),
             })

@@ -112,14 +112,10 @@ impl Deals {
             if record.terms.price > price_max {
                 return Err(DealError::Terms);
             }
-            let funding = |extra| {
-                let tab = &record.tab;
-                tab.funding(&record.terms, deal.escrow, deal.paid, self.period(), extra, self.period_s())
-            };
             let extra = uncovered.saturating_add(shard_bytes);
-            let owed = record.tab.owed(&record.terms, self.period()).unwrap_or(Amount::ZERO);
-            let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
-            if funding(extra).periods > 0 && left >= record.terms.read_price.cost(READ_RESERVE_BYTES / 2) {
+            let left = record.tab.left(&deal, self.period());
+            let funding = record.tab.funding(&deal, self.period(), extra, self.period_s());
+            if funding.periods > 0 && left >= record.terms.read_price.cost(READ_RESERVE_BYTES / 2) {
                 drop(record);
                 cell.uncovered_bytes.fetch_add(shard_bytes, Ordering::Relaxed);
                 return Ok(Need::Nothing(cell.id));
@@ -195,9 +191,8 @@ impl Deals {
             };
             let record = cell.lock();
             let (tab, terms) = (&record.tab, &record.terms);
-            let funding = tab.funding(terms, deal.escrow, deal.paid, self.period(), 0, self.period_s());
-            let owed = tab.owed(terms, self.period()).unwrap_or(Amount::ZERO);
-            let left = deal.escrow.saturating_sub(owed.saturating_sub(deal.paid));
+            let funding = tab.funding(&deal, self.period(), 0, self.period_s());
+            let left = tab.left(&deal, self.period());
             let can_be_read = left >= terms.read_price.cost(READ_RESERVE_BYTES / 2);
             if (funding.periods >= half && can_be_read) || tab.bytes() == 0 {
                 continue;

@@ -89,13 +89,8 @@ const MUTANTS: &[Mutant] = &[
         "fees are of the sum",
     ),
     ("ledger.rs", "let net = amount.saturating_sub(fee);", "let net = amount;", "money is conserved"),
-    ("ledger.rs", "state.totals().ticks < since_tick + CLOSING_PERIODS", "false", "closing takes its time"),
-    (
-        "ledger.rs",
-        "|| self.context.time_s < deal.terms.expires_s",
-        "",
-        "a deal is not opened again under its old vouchers",
-    ),
+    ("deal.rs", "ticks >= since_tick + CLOSING_PERIODS", "true", "closing takes its time"),
+    ("deal.rs", "&& now_s >= self.terms.expires_s", "", "a deal is not opened again under its old vouchers"),
     ("ledger.rs", "if is_client || is_provider {", "if true {", "strangers have no say"),
     (
         "ledger.rs",
