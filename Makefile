@@ -8,7 +8,7 @@ SPARE := $(TARGET_DIR)/release/spare
 .PHONY: help setup build demo test bench scale mutants lint
 
 help:
-	@echo "make demo    a whole storage network on this machine: put, kill, damage, get, recover"
+	@echo "make demo    a whole storage network on this machine: put, kill, damage, get, recover, pay"
 	@echo "make test    all tests"
 	@echo "make bench   speeds, as ratios to physical limits measured in the same run"
 	@echo "make scale   a 3 GiB file over 30 providers, with memory figures"

@@ -2,7 +2,7 @@
 //!
 //! The client signs first and sends the head with what changes in the set. The provider computes the same set, makes it durable and
 //! countersigns; only then does what was added count as placed, and what was removed may be deleted. A repeated head is answered with the
-//! same bytes. Each side keeps (seq, hash) durable before it signs, and one writer works on a deal at a time, so two heads of one number
+//! same bytes. Each side has its signed head durable before it lets it go, and one writer works on a deal at a time, so two heads of one number
 //! are proof against whoever signed both.
 
 use serde::{Deserialize, Serialize};

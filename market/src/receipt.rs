@@ -6,7 +6,8 @@ use spare_proofs::tree::Root;
 use crate::keys::PublicKey;
 use crate::signed::Signable;
 
-/// "I hold these bytes, durably, for this account." Signed by the provider's node key after fsync.
+/// "These bytes have arrived for this account, and are in a durable file." Signed by the provider's node key after fsync. What binds it to keep
+/// them is the head that covers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Receipt {
     /// The first version.

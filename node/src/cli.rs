@@ -102,13 +102,13 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Run a whole network on this machine: put, kill, damage, get, recover
+    /// Run a whole network on this machine: put, kill, damage, get, recover, pay
     Demo(crate::demo::DemoArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum DealsCommand {
-    /// Begin to close a deal; what is left of its escrow comes back after 3 periods, and 10 minutes after it was made
+    /// Begin to close a deal; what is left of its escrow comes back after 3 periods, but not within 5 minutes of its making
     Close {
         /// The deal, or the first 8 digits or more of it
         deal: String,

@@ -6,7 +6,7 @@
 //! pay:       tab -> voucher -> note -> send
 //! ```
 //!
-//! **Goals.** Never two heads of one number: a number is durable before its head is signed, and a refused head's number is not used again. A
+//! **Goals.** Never two heads of one number: a signed head is durable before it leaves this node, and a refused head's number is not used again. A
 //! proposal whose answer was lost is sent again as the same bytes. One exchange at a time in each deal.
 //! **Non-goals.** Choosing providers; that is `put`'s.
 
@@ -18,29 +18,21 @@ mod pay;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
-use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use spare_market::amount::{Amount, StorageDue, StoragePrice};
-use spare_market::deal::{Deal, DealId, GRACE_PERIODS, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
+use spare_market::amount::Amount;
+use spare_market::deal::{Deal, DealId, Status, TermsV1};
 use spare_market::genesis::Genesis;
-use spare_market::head::{AnchoredHead, FullHead, HEAD_PERIODS_MAX, Head, HeadV1, head_hash};
+use spare_market::head::{AnchoredHead, FullHead};
 use spare_market::keys::{PublicKey, SigningSecret};
-use spare_market::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
-use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES, Standing, Tab, TabError};
+use spare_market::signed::{NetworkId, SignedBytes, SignedError};
+use spare_market::tab::{Standing, Tab, TabError};
 use spare_market::tx::Action;
-use spare_market::voucher::{Voucher, VoucherV1};
-use spare_proofs::encode::from_bytes;
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
-use tokio::time::timeout;
 
 use crate::chain::{Chain, ChainError};
-use crate::crash;
-use crate::frames::{DealState, RefusalCode};
 use crate::home::Identity;
-use crate::limits::{HEAD_CHANGES_MAX, SET_PAGE_MAX, STALL_TIMEOUT};
 use crate::market::{NotTaken, SubmitError, Wallet};
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::peers::{PeerError, Peers};

@@ -264,54 +264,43 @@ impl Demo {
     /// Lets periods pass until every provider that is left was audited, promised and paid, and shows who has what.
     async fn settle_up(&mut self) -> anyhow::Result<()> {
         let client = self.client_home();
+        let alive: Vec<(String, PathBuf)> = (1..)
+            .zip(&self.providers)
+            .filter_map(|(i, provider)| Some((format!("provider-{i:02}"), provider.as_ref()?.home.clone())))
+            .collect();
+        let of = |deals: &[DealInfo], name: &str| {
+            deals.iter().find(|deal| deal.operator.as_deref() == Some(name)).cloned()
+        };
         let started = Instant::now();
-        let alive: Vec<usize> = (0..PROVIDERS).filter(|i| self.providers[*i].is_some()).collect();
         let deals = loop {
             let deals: Vec<DealInfo> = self.spare(&client, &["deals"]).await?;
-            let is_promised = |i: &usize| {
-                let name = format!("provider-{:02}", i + 1);
-                deals.iter().any(|d| d.operator.as_ref() == Some(&name) && d.audits > 1 && d.promised != "0")
-            };
-            if alive.iter().all(is_promised) {
+            let is_promised = |deal: DealInfo| deal.audits > 1 && deal.promised != "0";
+            if alive.iter().all(|(name, _)| of(&deals, name).is_some_and(is_promised)) {
                 break deals;
             }
             ensure!(started.elapsed() < PAID_WITHIN, "not all providers were audited and promised payment");
             tokio::time::sleep(Duration::from_millis(300)).await;
         };
         let mut rows = vec![format!(
-            "{:<12} {:>11} {:>7} {:>7} {:>12} {:>12}  state",
+            "{:<12} {:>11} {:>7} {:>7} {:>12} {:>12}",
             "provider", "stored", "price", "audits", "paid", "kept by it"
         )];
         let mut table = Vec::new();
-        for i in 0..PROVIDERS {
-            let name = format!("provider-{:02}", i + 1);
-            let deal = deals.iter().find(|d| d.operator.as_ref() == Some(&name));
-            let Some(deal) = deal else { continue };
-            let (paid, earned, state) = match &self.providers[i] {
-                Some(provider) => {
-                    let withdrawn: Withdrawn = self.spare(&provider.home, &["withdraw"]).await?;
-                    let own: Vec<DealInfo> = self.spare(&provider.home, &["deals"]).await?;
-                    let paid = own.first().map_or_else(|| "0".to_owned(), |d| d.paid.clone());
-                    (
-                        paid,
-                        withdrawn.balance.earned,
-                        if deal.failing.is_some() { "fails audits" } else { "up" },
-                    )
-                }
-                None => (deal.paid.clone(), "0".to_owned(), "killed, paid nothing since"),
-            };
-            if self.providers[i].is_some() {
-                ensure!(paid != "0" && earned != "0", "{name} was not paid");
-            }
+        for (name, home) in &alive {
+            let deal = of(&deals, name).context("each has a deal")?;
+            let Withdrawn { balance: Balance { earned, .. }, .. } = self.spare(home, &["withdraw"]).await?;
+            let own: Vec<DealInfo> = self.spare(home, &["deals"]).await?;
+            let paid = own.first().context("each has a deal")?.paid.clone();
+            ensure!(paid != "0" && earned != "0", "{name} was not paid");
             rows.push(format!(
-                "{name:<12} {:>11} {:>7} {:>7} {:>12} {:>12}  {state}",
+                "{name:<12} {:>11} {:>7} {:>7} {:>12} {:>12}",
                 deal.bytes,
                 deal.price,
                 deal.audits,
                 nano(&paid),
                 nano(&earned)
             ));
-            table.push(json!({"provider": i + 1, "bytes": deal.bytes, "audits": deal.audits, "paid": paid, "earned": earned}));
+            table.push(json!({"provider": name, "bytes": deal.bytes, "audits": deal.audits, "paid": paid, "earned": earned}));
         }
         self.say("Who stored what, and was paid", json!(table), rows.join("\n"));
         self.close_books().await

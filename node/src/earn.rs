@@ -9,45 +9,39 @@
 //!
 //! Everything here blocks, for the metadata store and at times for the disk.
 
+mod custody;
+mod look;
+
 use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, ReadPrice, StoragePrice};
-use spare_market::block::Ledger;
 use spare_market::deal::{Deal, DealId, Funding, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead, Head, HeadError};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::tab::{READ_STEP_BYTES, Standing, Tab, TabError};
-use spare_market::tx::Action;
-use spare_market::voucher::{AHEAD_MAX, Voucher, VoucherError, VoucherV1};
+use spare_market::voucher::{AHEAD_MAX, Voucher, VoucherError};
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::chain::{Chain, ChainError};
 use crate::crash;
 use crate::frames::{DealState, Refusal, RefusalCode};
-use crate::limits::{DEAL_WAIT, DEALS_PER_CLIENT_MAX, FRESH_LIFE_S, HEAD_CHANGES_MAX, SET_PAGE_MAX};
-use crate::market::{SubmitError, Wallet};
+use crate::limits::{DEAL_WAIT, DEALS_PER_CLIENT_MAX, HEAD_CHANGES_MAX, SET_PAGE_MAX};
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::sets;
-use crate::shards::{Fresh, ShardError, ShardRecord, Volume, shard_key};
+use crate::shards::{Fresh, ShardError, Volume};
 use crate::unix_now_s;
 
 /// How long signed terms can be taken up, in seconds.
 const TERMS_LIFE_S: u64 = TERMS_LIFE_MAX_S / 2;
-/// Periods after which a promise is put on the ledger, if nothing calls for it earlier.
-const REDEEM_AFTER_PERIODS: u64 = 24;
-/// How often the deals are looked through, at most and at least.
-const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// Periods after which a deal that covers nothing is closed, which gives its escrow back.
-const IDLE_PERIODS: u64 = 24;
+
 /// How long a refusal waits for a block that may change it.
 const BLOCK_MOMENT: Duration = Duration::from_secs(1);
 const KEY_PREFIX: &[u8] = b"provider ";
@@ -312,18 +306,6 @@ impl Earner {
         record.tab.funding(deal, self.period(), extra_bytes, self.period_s())
     }
 
-    /// Counts a shard that was stored.
-    pub fn stored(&self, owner: &PublicKey, shard_bytes: u64) {
-        *self.fresh_bytes.lock().expect("no holder panics").entry(*owner).or_default() += shard_bytes;
-    }
-
-    fn no_longer_fresh(&self, owner: &PublicKey, bytes: u64) {
-        let mut fresh = self.fresh_bytes.lock().expect("no holder panics");
-        if let Some(known) = fresh.get_mut(owner) {
-            *known = known.saturating_sub(bytes);
-        }
-    }
-
     /// Countersigns the next head of a deal. What it removes is for [`Self::delete_soon`], or for the next sweep.
     ///
     /// # Errors
@@ -381,59 +363,6 @@ impl Earner {
         self.no_longer_fresh(owner, changed.fresh_bytes);
         self.stored(owner, changed.released_bytes);
         Ok(full)
-    }
-
-    /// Checks that what a head adds is here, and what it removes is covered, and writes both to `batch`.
-    fn changed_set(
-        &self,
-        owner: &PublicKey,
-        id: DealId,
-        add: &[Root],
-        remove: &[Root],
-        batch: &mut Batch,
-    ) -> Result<Changed, Refusal> {
-        let bad = |why: String| Refusal::new(RefusalCode::BadHead, why);
-        let mut changed = Changed::default();
-        for root in add {
-            if self.meta.has(Table::Sets, &sets::key(id, root)).map_err(internal)? {
-                return Err(bad(format!("shard {root} is covered already")));
-            }
-            let record = self.volume.record(owner, root).map_err(internal)?;
-            let ShardRecord::V1 { shard_bytes, .. } = record
-                .ok_or_else(|| Refusal::new(RefusalCode::NotHere, format!("shard {root} is not here")))?;
-            changed.add.push(Member { root: *root, bytes: shard_bytes });
-            if self.meta.has(Table::Fresh, &shard_key(owner, root)).map_err(internal)? {
-                changed.fresh_bytes += shard_bytes;
-            }
-            batch.put(Table::Sets, &sets::key(id, root), &shard_bytes);
-            batch.delete(Table::Fresh, &shard_key(owner, root));
-        }
-        for root in remove {
-            let known: Option<u64> = self.meta.get(Table::Sets, &sets::key(id, root)).map_err(internal)?;
-            let shard_bytes = known.ok_or_else(|| bad(format!("shard {root} is not covered")))?;
-            batch.delete(Table::Sets, &sets::key(id, root));
-            changed.released_bytes += self.release(owner, root, shard_bytes, id, batch).map_err(internal)?;
-        }
-        Ok(changed)
-    }
-
-    /// A shard that deal `id` no longer covers may go, unless another deal of its owner covers it. Returns the bytes that may go.
-    fn release(
-        &self,
-        owner: &PublicKey,
-        root: &Root,
-        shard_bytes: u64,
-        id: DealId,
-        batch: &mut Batch,
-    ) -> Result<u64, MetaError> {
-        let others = self.chain.view(|l| l.state().deals_of(owner).map(|(id, _)| id).collect::<Vec<_>>());
-        for other in others.unwrap_or_default().into_iter().filter(|other| *other != id) {
-            if self.meta.has(Table::Sets, &sets::key(other, root))? {
-                return Ok(0);
-            }
-        }
-        batch.put(Table::Fresh, &shard_key(owner, root), &Fresh::V1 { since_s: 0, shard_bytes });
-        Ok(shard_bytes)
     }
 
     /// Takes vouchers of one deal.
@@ -561,69 +490,6 @@ impl Earner {
         Ok((page, more))
     }
 
-    /// Deletes shards of `owner` that no head covers, since unix time `until_s` or longer. Returns how many and the disk given back.
-    ///
-    /// # Errors
-    /// When the disk or the metadata store fails.
-    pub fn delete(&self, owner: &PublicKey, roots: &[Root], until_s: u64) -> Result<(u32, u64), ShardError> {
-        let (mut shards, mut freed) = (0, 0);
-        for root in roots {
-            let _owner = self.owner_lock(owner);
-            let fresh: Option<Fresh> = self.meta.get(Table::Fresh, &shard_key(owner, root))?;
-            let Some(Fresh::V1 { shard_bytes, .. }) = fresh else { continue };
-            if self.is_covered(owner, root)? {
-                // It was stored again while a head came to cover it.
-                self.meta.note(Batch::default().delete(Table::Fresh, &shard_key(owner, root)))?;
-                self.no_longer_fresh(owner, shard_bytes);
-                continue;
-            }
-            let bytes = self.volume.delete(owner, root, until_s)?;
-            if bytes > 0 {
-                self.no_longer_fresh(owner, shard_bytes);
-                shards += 1;
-                freed += bytes;
-            }
-        }
-        Ok((shards, freed))
-    }
-
-    fn is_covered(&self, owner: &PublicKey, root: &Root) -> Result<bool, MetaError> {
-        for (id, _) in self.of_owner(owner) {
-            if self.meta.has(Table::Sets, &sets::key(id, root))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Has shards that a head removed deleted in the background.
-    pub fn delete_soon(self: Arc<Self>, owner: PublicKey, removed: Vec<Root>) {
-        if removed.is_empty() {
-            return;
-        }
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = self.delete(&owner, &removed, 0) {
-                tracing::error!(%error, "shards that a head removed could not be deleted");
-            }
-        });
-    }
-
-    /// Deletes what heads removed, and what was stored long ago and never came under one.
-    fn sweep(&self) -> Result<(), EarnError> {
-        let until_s = unix_now_s().saturating_sub(FRESH_LIFE_S);
-        let mut due: BTreeMap<PublicKey, Vec<Root>> = BTreeMap::new();
-        self.meta.scan::<Fresh>(Table::Fresh, b"", |key, Fresh::V1 { since_s, .. }| {
-            if let Some((owner, root)) = sets::split_shard_key(key).filter(|_| since_s <= until_s) {
-                due.entry(owner).or_default().push(root);
-            }
-            ControlFlow::Continue(())
-        })?;
-        for (owner, roots) in due {
-            self.delete(&owner, &roots, until_s)?;
-        }
-        Ok(())
-    }
-
     /// How all deals stand.
     ///
     /// # Errors
@@ -637,178 +503,4 @@ impl Earner {
         }
         Ok(standings)
     }
-
-    /// Puts the newest voucher of every deal on the ledger. Returns how much was promised beyond what was paid.
-    ///
-    /// # Errors
-    /// The first that was not taken, other than that there was nothing to pay.
-    pub async fn withdraw(self: &Arc<Self>, wallet: &Wallet) -> Result<Amount, SubmitError> {
-        let mut sum = Amount::ZERO;
-        let mut actions = Vec::new();
-        for (id, cell) in self.all() {
-            let record = cell.lock().clone();
-            let Some(deal) = self.on_ledger(id)? else { continue };
-            let open = unpaid(&record, &deal);
-            if open > Amount::ZERO && deal.escrow > Amount::ZERO {
-                actions.extend(record.voucher.map(|voucher| Action::Redeem { voucher }));
-                sum = sum.checked_add(open).unwrap_or(sum);
-            }
-        }
-        for taken in wallet.send_all(actions).await {
-            match taken {
-                // The background work was faster.
-                Err(SubmitError::NotTaken(refused))
-                    if matches!(refused.code.as_str(), "stale_voucher" | "escrow_empty") => {}
-                taken => drop(taken?),
-            }
-        }
-        Ok(sum)
-    }
-
-    /// Looks after all deals, for as long as the node runs: takes vouchers whose time has come, redeems them, closes deals that ran dry,
-    /// defends the newest head when a deal is closing, settles, and deletes what no deal covers.
-    pub async fn run(self: Arc<Self>, wallet: Arc<Wallet>) {
-        let every = Duration::from_secs(self.period_s().into()) / 4;
-        let every = every.clamp(LOOK_EVERY.0, LOOK_EVERY.1);
-        let mut height = self.chain.height();
-        let mut swept_at: Option<Instant> = None;
-        loop {
-            let is_sweeping = swept_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY.1);
-            if is_sweeping {
-                swept_at = Some(Instant::now());
-            }
-            let this = self.clone();
-            let looked = tokio::task::spawn_blocking(move || this.look(is_sweeping)).await;
-            match looked {
-                Err(error) => tracing::error!(%error, "looking through the deals ended abnormally"),
-                Ok(Ok(actions)) => {
-                    for taken in wallet.send_all(actions).await {
-                        match taken {
-                            Ok(_) => {}
-                            Err(error) => tracing::info!(%error, "a deal's transaction was not taken"),
-                        }
-                    }
-                }
-                Ok(Err(error)) => tracing::error!(%error, "the deals could not be looked through"),
-            }
-            // A block may have closed a deal.
-            sleep(LOOK_EVERY.0).await;
-            let _ = timeout(every, height.changed()).await;
-        }
-    }
-
-    /// What is to be told to the ledger now.
-    fn look(&self, is_sweeping: bool) -> Result<Vec<Action>, EarnError> {
-        let mut actions = Vec::new();
-        for (id, cell) in self.all() {
-            match self.on_ledger(id)? {
-                Some(deal) => {
-                    let mut record = cell.lock();
-                    self.take_due(id, &deal, &mut record)?;
-                    actions.extend(self.due_actions(id, &deal, &mut record)?);
-                }
-                None => self.end(id, &cell)?,
-            }
-        }
-        if is_sweeping {
-            self.sweep()?;
-        }
-        Ok(actions)
-    }
-
-    /// Takes vouchers that were signed beforehand, once their period is over.
-    fn take_due(&self, id: DealId, deal: &Deal, record: &mut Record) -> Result<(), EarnError> {
-        let now = self.period();
-        let parse = |raw: &SignedBytes| {
-            let voucher = raw.clone().check::<Voucher>(self.network).ok()?;
-            Some(*voucher.value().v1())
-        };
-        let is_due = |v: &VoucherV1| v.paid_through.is_none_or(|through| through < now);
-        let (due, ahead): (Vec<_>, Vec<_>) =
-            record.ahead.drain(..).partition(|raw| parse(raw).is_none_or(|v| is_due(&v)));
-        record.ahead = ahead;
-        if due.is_empty() {
-            return Ok(());
-        }
-        for raw in due {
-            let taken = parse(&raw).map(|v| record.tab.take_voucher(id, &record.terms, deal.epoch, v, now));
-            match taken {
-                Some(Ok(())) => record.voucher = Some(raw),
-                // The client was here all along and signed newer ones, or stores more by now.
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "a voucher that was signed beforehand is of no use")
-                }
-                None => {}
-            }
-        }
-        Ok(self.meta.note(Batch::default().put(Table::Deals, &record_key(id), record))?)
-    }
-
-    fn due_actions(&self, id: DealId, deal: &Deal, record: &mut Record) -> Result<Vec<Action>, EarnError> {
-        let mut actions = Vec::new();
-        let now = self.period();
-        let funding = self.funding(record, deal, 0);
-        let is_charged = record.tab.bytes() > 0 && record.terms.price > StoragePrice(0);
-        let is_dry = is_charged && funding.in_grace && record.tab.left(deal, now) == Amount::ZERO;
-        let is_closing = deal.status != Status::Open;
-        let idle_since = record.tab.head().map_or(record.redeemed_in, |head| head.head.from);
-        let is_idle = record.tab.bytes() == 0 && now >= idle_since + IDLE_PERIODS;
-        let open = unpaid(record, deal);
-        let is_large = open.0 > deal.escrow.0 / 2;
-        let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;
-        if open > Amount::ZERO && deal.escrow > Amount::ZERO && (is_large || is_old || is_dry || is_closing) {
-            actions.extend(record.voucher.clone().map(|voucher| Action::Redeem { voucher }));
-            record.redeemed_in = now;
-            self.meta.note(Batch::default().put(Table::Deals, &record_key(id), record))?;
-        }
-        let newer = record.head.clone().filter(|_| record.tab.is_ahead_of(deal));
-        match deal.status {
-            Status::Open if is_dry || is_idle => {
-                tracing::info!(deal = %id, is_dry, is_idle, "a deal is being closed");
-                actions.push(Action::Close { deal: id, head: newer });
-            }
-            Status::Open => {}
-            Status::Closing { .. } => {
-                actions.extend(newer.map(|head| Action::Anchor { head }));
-                let ticks = self.chain.view(|l: &Ledger| l.state().totals().ticks)?;
-                if deal.can_be_settled(ticks, unix_now_s()) {
-                    actions.push(Action::Settle { deal: id });
-                }
-            }
-        }
-        Ok(actions)
-    }
-
-    /// A deal is off the ledger: what it covered is let go.
-    fn end(&self, id: DealId, cell: &Cell) -> Result<(), EarnError> {
-        let record = cell.lock();
-        let owner = record.terms.client;
-        let _owner = self.owner_lock(&owner);
-        let mut batch = Batch::default();
-        let mut released_bytes = 0;
-        for member in sets::all(&self.meta, id)? {
-            batch.delete(Table::Sets, &sets::key(id, &member.root));
-            released_bytes += self.release(&owner, &member.root, member.bytes, id, &mut batch)?;
-        }
-        self.meta.commit(batch.delete(Table::Deals, &record_key(id)))?;
-        self.stored(&owner, released_bytes);
-        self.deals.lock().expect("no holder panics").remove(&id);
-        tracing::info!(deal = %id, "a deal is over");
-        Ok(())
-    }
-}
-
-/// What the newest voucher promises beyond what the ledger has paid.
-fn unpaid(record: &Record, deal: &Deal) -> Amount {
-    record.tab.promised().map_or(Amount::ZERO, |v| v.total.saturating_sub(deal.paid))
-}
-
-/// What a head changes.
-#[derive(Default)]
-struct Changed {
-    add: Vec<Member>,
-    /// Bytes of those that no head covered before.
-    fresh_bytes: u64,
-    /// Bytes of what it removes and no other deal covers.
-    released_bytes: u64,
 }

@@ -3,17 +3,20 @@
 //! The program's data flow, one module per word:
 //!
 //! ```text
-//! put:  read -> encrypt -> code -> whiten -> place -> transfer -> receipt -> recipe -> index     put.rs
-//! get:  recipe -> placement -> fetch k verified shards, fastest first -> decode -> decrypt       get.rs
+//! put:  read -> encrypt -> code -> whiten -> place -> transfer -> receipt -> head -> recipe -> index   put.rs
+//! get:  recipe -> placement -> fetch k verified shards, fastest first -> decode -> decrypt             get.rs
+//! keep: audit -> voucher -> renew -> top up                                                            keep.rs
+//! earn: terms -> head -> voucher -> redeem                                                             earn.rs
 //! ```
 //!
 //! | layer | modules |
 //! |---|---|
 //! | what users touch | [`api`], [`cli`], [`demo`], [`config`], [`home`] |
-//! | the client's work | [`put`], [`get`], [`recover`], [`catalog`], [`client`] |
-//! | the provider's work | [`answer`], [`shards`] |
+//! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
+//! | the provider's work | [`answer`], [`earn`], [`shards`] |
+//! | the ledger | [`market`], [`chain`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
-//! | underneath | [`meta`], [`index_log`], [`direct_io`], [`limits`] |
+//! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`limits`], [`crash`] |
 
 pub mod answer;
 pub mod api;

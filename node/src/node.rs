@@ -58,8 +58,6 @@ pub struct Node {
     pub wallet: Arc<Wallet>,
     /// What the market is.
     pub genesis: Genesis,
-    /// Rented-out storage, if it offers any.
-    pub volume: Option<Arc<Volume>>,
     /// Deals of which it is the provider, if it offers any.
     pub earner: Option<Arc<Earner>>,
     /// Bytes over the wire.
@@ -161,7 +159,7 @@ impl Node {
         let open_earner = |volume: Arc<Volume>| {
             Earner::open(identity.account, identity.node_key(), prices, meta.clone(), chain.clone(), volume)
         };
-        let earner = volume.clone().map(open_earner).transpose()?.map(Arc::new);
+        let earner = volume.map(open_earner).transpose()?.map(Arc::new);
         let answerer = Arc::new(Answerer::new(
             identity.network,
             identity.node_key(),
@@ -179,7 +177,6 @@ impl Node {
             market,
             wallet,
             genesis,
-            volume,
             earner,
             traffic,
             addresses,
@@ -190,12 +187,10 @@ impl Node {
             _lock: lock,
         });
         node.clone().answer(answerer)?;
-        if node.volume.is_some() {
-            tokio::spawn(node.clone().repeat_ask());
-        }
         tokio::spawn(node.clone().tidy());
         tokio::spawn(crate::keep::run(node.client.clone()));
         if let Some(earner) = node.earner.clone() {
+            tokio::spawn(node.clone().repeat_ask());
             tokio::spawn(earner.run(node.wallet.clone()));
         }
         if !node.market.is_here() {
@@ -257,7 +252,7 @@ impl Node {
 
     /// This provider's ask as of now.
     fn ask(&self) -> Option<Signed<Ask>> {
-        let room = self.volume.as_ref()?.room();
+        let room = self.earner.as_ref()?.volume().room();
         let now_s = unix_now_s();
         let ask = AskV1 {
             grant: self.identity.grant.clone(),

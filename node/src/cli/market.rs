@@ -31,7 +31,7 @@ pub(super) async fn deals(context: &Context, command: Option<DealsCommand>) -> a
         return context.print(&serde_json::json!({"deal": deal, "closing": true}), |_, out| {
             line!(
                 out,
-                "{deal} is closing; what is left of its escrow comes back after 3 periods, and not within the first 10 minutes of a deal"
+                "{deal} is closing; what is left of its escrow comes back after 3 periods, but not within 5 minutes of a deal's making"
             );
         });
     }

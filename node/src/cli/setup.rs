@@ -133,9 +133,10 @@ pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyh
     };
     let ready = |addr: std::net::SocketAddr| {
         std::fs::write(&addr_file, format!("{addr}\n"))?;
-        let room = node.volume.as_ref().map_or("no room on offer".into(), |v| {
-            format!("{} on offer", super::show::bytes(v.room().offered_bytes))
-        });
+        let room =
+            node.earner.as_ref().map(|earner| earner.volume()).map_or("no room on offer".into(), |v| {
+                format!("{} on offer", super::show::bytes(v.room().offered_bytes))
+            });
         eprintln!(
             "spare {} is running: API on http://{addr}, {room}. Ctrl-C stops it.",
             env!("CARGO_PKG_VERSION")

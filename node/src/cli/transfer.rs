@@ -87,7 +87,7 @@ pub(super) async fn put(context: &Context, args: PutArgs) -> anyhow::Result<()> 
         line!(out, "{}: {size} stored as {}, {sent} sent", done.blob.name, done.code);
         if done.shards_resumed > 0 {
             let placed = super::show::count(done.shards_resumed, "shard");
-            line!(out, "{placed} of them placed already by an earlier put that was cut short");
+            line!(out, "{placed} had been placed by an earlier put that was cut short");
         }
         if done.shards_replaced > 0 {
             let replaced = super::show::count(done.shards_replaced, "shard");

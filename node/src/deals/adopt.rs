@@ -1,7 +1,30 @@
 //! Taking over deals that another node of this account made or went on with, as after a recovery: nothing of the provider's word is taken that
 //! this account did not sign, but for what is bounded.
 
-use super::*;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use spare_market::amount::Amount;
+use spare_market::deal::{Deal, DealId, Status, TERMS_LIFE_MAX_S};
+use spare_market::head::AnchoredHead;
+use spare_market::keys::PublicKey;
+use spare_market::signed::SignedBytes;
+use spare_market::tab::Tab;
+use spare_market::tx::Action;
+use spare_market::voucher::Voucher;
+use spare_proofs::sumtree::Member;
+use tokio::time::timeout;
+
+use super::{Cell, DealError, Deals, Record, record_key};
+use crate::chain::ChainError;
+use crate::frames::DealState;
+use crate::limits::SET_PAGE_MAX;
+use crate::meta::{Batch, MetaError, Table};
+use crate::peers::PeerError;
+use crate::sets;
 
 const TAKES_OVER_KEY: &[u8] = b"takes over deals";
 /// Deals that are taken over at once, each from another provider.

@@ -1,6 +1,22 @@
 //! The exchange of heads: compute the set, propose, send, note. Each deal has one exchange at a time, its *turn*.
 
-use super::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use spare_market::deal::{DealId, Status};
+use spare_market::head::{AnchoredHead, HEAD_PERIODS_MAX, Head, HeadV1, head_hash};
+use spare_market::keys::PublicKey;
+use spare_market::signed::{Signable, Signed};
+use spare_proofs::encode::from_bytes;
+use spare_proofs::sumtree::Member;
+use spare_proofs::tree::Root;
+
+use super::{Cell, DealError, Deals, Proposal, record_key};
+use crate::frames::RefusalCode;
+use crate::limits::HEAD_CHANGES_MAX;
+use crate::meta::{Batch, Table};
+use crate::peers::PeerError;
+use crate::{crash, sets};
 
 /// Times that an exchange takes a deal over from another node of this account that goes on with it.
 const TAKE_OVERS_MAX: u32 = 2;

@@ -1,6 +1,19 @@
 //! Money for deals: what each provider that is to store something needs, opened or topped up together.
 
-use super::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use spare_market::amount::{Amount, StorageDue, StoragePrice};
+use spare_market::deal::{DealId, GRACE_PERIODS, Status, Terms, TermsV1};
+use spare_market::keys::PublicKey;
+use spare_market::signed::Signed;
+use spare_market::tx::Action;
+use tokio::time::timeout;
+
+use super::{Cell, DealError, Deals, Record, record_key};
+use crate::limits::STALL_TIMEOUT;
+use crate::meta::{Batch, Table};
+use crate::peers::PeerError;
 
 /// A deal's escrow is made to last for this many bytes at least, so that storing little things does not top up again and again. But only
 /// where that is a small part of the money there is: one of [`FUND_GENEROUSLY`].

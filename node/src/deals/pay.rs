@@ -1,6 +1,19 @@
 //! Paying: reads are counted as they arrive, vouchers promise what the tab says.
 
-use super::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use spare_market::keys::PublicKey;
+use spare_market::signed::{Signed, SignedBytes};
+use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES};
+use spare_market::voucher::{Voucher, VoucherV1};
+use spare_proofs::tree::Root;
+
+use super::{Cell, DealError, Deals, record_key};
+use crate::crash;
+use crate::frames::RefusalCode;
+use crate::meta::{Batch, Table};
+use crate::peers::PeerError;
 
 /// Unpaid bytes read after which a voucher is sent without waiting for the period to end.
 const PAY_READS_BYTES: u64 = READ_STEP_BYTES / 8;
