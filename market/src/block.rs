@@ -10,7 +10,7 @@ use crate::genesis::{Genesis, GenesisError};
 use crate::keys::SigningSecret;
 use crate::ledger::{self, Context};
 use crate::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
-use crate::state::{Entry, Key, NotConserved, State};
+use crate::state::{Change, Changes, Draft, Entry, Key, NotConserved, State};
 use crate::tx::{Event, Refused};
 
 /// Most transactions of a block.
@@ -59,15 +59,23 @@ pub struct Tip {
     pub hash: [u8; 32],
 }
 
-/// Why a block is not taken.
+/// Why a block's header is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BlockError {
+pub enum HeaderError {
     /// The header does not hold.
     #[error("the block's header does not hold: {0}")]
-    Header(#[from] SignedError),
+    Signature(#[from] SignedError),
     /// The header is not signed by the market.
     #[error("the block is not signed by the market")]
     NotTheMarket,
+}
+
+/// Why a block is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// The header does not hold, or is somebody else's.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// The block does not follow the newest.
     #[error("block {height} does not follow block {tip}")]
     Order {
@@ -109,6 +117,9 @@ pub enum RestoreError {
     /// No market can have this genesis.
     #[error(transparent)]
     Genesis(#[from] GenesisError),
+    /// The header does not hold, or is somebody else's.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// The entries are not the state that was committed to.
     #[error("the entries do not have the state root of block {0}")]
     Root(u64),
@@ -132,27 +143,35 @@ fn header_hash(header: &SignedBytes) -> [u8; 32] {
 
 /// What became of a transaction that was submitted.
 pub type Outcome = Result<Event, Refused>;
-/// Entries that a block changed, as they are now; `None` for those that are gone. To be written to disk with the block.
-pub type Changes = Vec<(Key, Option<Entry>)>;
+
+/// The next block, and what it changes. The ledger takes it with [`Ledger::take`], once it is durable.
+#[derive(Debug)]
+pub struct Next {
+    /// The block.
+    pub block: Block,
+    tip: Tip,
+    change: Change,
+}
+
+impl Next {
+    /// The block's height.
+    pub fn height(&self) -> u64 {
+        self.tip.height
+    }
+
+    /// Entries that it changes, to be written to disk with the block.
+    pub fn changes(&self) -> &Changes {
+        self.change.entries()
+    }
+}
 
 /// A block that was made.
 #[derive(Debug)]
 pub struct Made {
     /// The block; none when nothing was taken and none is due.
-    pub block: Option<Block>,
+    pub next: Option<Next>,
     /// What became of each transaction submitted, in order.
     pub outcomes: Vec<Outcome>,
-    /// What changed.
-    pub changes: Changes,
-}
-
-/// A block that was replayed.
-#[derive(Debug)]
-pub struct Replayed {
-    /// What each transaction did.
-    pub events: Vec<Event>,
-    /// What changed.
-    pub changes: Changes,
 }
 
 /// A ledger: its genesis, its state and its newest block.
@@ -174,21 +193,22 @@ impl Ledger {
         Ok(Self { network: genesis.network(), genesis, state: State::default(), tip: Tip::default() })
     }
 
-    /// A ledger from entries that were kept or fetched, which must have root `state_root`.
+    /// The ledger after the block of `header`, from entries that were kept or fetched: the market signed their root. Whether the market kept
+    /// the rules until then only a replay shows.
     ///
     /// # Errors
     /// [`RestoreError`].
     pub fn restore(
         genesis: Genesis,
-        tip: Tip,
-        state_root: [u8; 32],
+        header: &SignedBytes,
         entries: impl IntoIterator<Item = (Key, Entry)>,
     ) -> Result<Self, RestoreError> {
         let mut ledger = Self::new(genesis)?;
+        let Header::V1 { height, time_s, state_root, .. } = ledger.check_header(header)?;
         ledger.state = State::of(entries);
-        ledger.tip = tip;
+        ledger.tip = Tip { height, time_s, hash: header_hash(header) };
         if ledger.state.root() != state_root {
-            return Err(RestoreError::Root(tip.height));
+            return Err(RestoreError::Root(height));
         }
         ledger.state.check_all()?;
         Ok(ledger)
@@ -209,11 +229,6 @@ impl Ledger {
         &self.state
     }
 
-    /// The root of the state after the newest block.
-    pub fn state_root(&self) -> [u8; 32] {
-        self.state.committed_root()
-    }
-
     /// The newest block.
     pub fn tip(&self) -> Tip {
         self.tip
@@ -228,20 +243,21 @@ impl Ledger {
     /// only if it is the first, or the first of its period: refused transactions leave no trace.
     ///
     /// # Errors
-    /// [`NotConserved`]: a bug in the rules. Nothing has changed then.
-    pub fn make_block(
-        &mut self,
+    /// [`NotConserved`]: a bug in the rules.
+    pub fn make(
+        &self,
         now_s: u64,
         submitted: Vec<SignedBytes>,
         market_key: &SigningSecret,
     ) -> Result<Made, NotConserved> {
         let (height, time_s) = (self.tip.height + 1, now_s.max(self.tip.time_s));
         let context = Context::new(&self.genesis, self.network, height, time_s);
-        ledger::begin_block(&mut self.state, &context);
+        let mut draft = Draft::new(&self.state);
+        ledger::begin_block(&mut draft, &context);
         let mut txs = Vec::with_capacity(submitted.len());
         let mut outcomes = Vec::with_capacity(submitted.len());
         for tx in submitted {
-            let outcome = ledger::apply(&mut self.state, &context, &tx);
+            let outcome = ledger::apply(&mut draft, &context, &tx);
             if outcome.is_ok() {
                 txs.push(tx);
             }
@@ -249,69 +265,73 @@ impl Ledger {
         }
         let is_due = self.tip.height == 0 || context.period > self.period();
         if txs.is_empty() && !is_due {
-            self.state.undo();
-            return Ok(Made { block: None, outcomes, changes: Vec::new() });
+            return Ok(Made { next: None, outcomes });
         }
-        if let Err(error) = self.state.check_changes() {
-            self.state.undo();
-            return Err(error);
-        }
+        let change = draft.finish()?;
         let header = Header::V1 {
             height,
             time_s,
             previous: self.tip.hash,
             txs_hash: txs_hash(&txs),
-            state_root: self.state.root(),
+            state_root: change.root(),
         };
         let header = Signed::new(header, self.network, market_key).raw().clone();
-        self.tip = Tip { height, time_s, hash: header_hash(&header) };
-        Ok(Made { block: Some(Block { header, txs }), outcomes, changes: self.state.take_changes() })
+        let tip = Tip { height, time_s, hash: header_hash(&header) };
+        Ok(Made { next: Some(Next { block: Block { header, txs }, tip, change }), outcomes })
     }
 
-    /// Takes the next block of somebody else's, replaying it.
+    /// Replays the next block of somebody else's. Returns it with what each transaction did.
     ///
     /// # Errors
-    /// [`BlockError`]; nothing has changed then.
-    pub fn accept(&mut self, block: &Block) -> Result<Replayed, BlockError> {
-        let header = block.header.clone().check::<Header>(self.network)?;
-        if header.signer() != self.genesis.v1().market {
-            return Err(BlockError::NotTheMarket);
-        }
-        let Header::V1 { height, time_s, previous, txs_hash: expected_txs, state_root } = *header.value();
+    /// [`BlockError`].
+    pub fn replay(&self, block: Block) -> Result<(Next, Vec<Event>), BlockError> {
+        let Header::V1 { height, time_s, previous, txs_hash: expected_txs, state_root } =
+            self.check_header(&block.header)?;
         if height != self.tip.height + 1 || previous != self.tip.hash || time_s < self.tip.time_s {
             return Err(BlockError::Order { height, tip: self.tip.height });
         }
         if block.txs.len() > BLOCK_TXS_MAX || txs_hash(&block.txs) != expected_txs {
             return Err(BlockError::Txs { height });
         }
-        let replayed = self.replay(height, time_s, state_root, &block.txs);
-        match replayed {
-            Ok(events) => {
-                self.tip = Tip { height, time_s, hash: header_hash(&block.header) };
-                Ok(Replayed { events, changes: self.state.take_changes() })
-            }
-            Err(error) => {
-                self.state.undo();
-                Err(error)
-            }
-        }
-    }
-
-    fn replay(
-        &mut self,
-        height: u64,
-        time_s: u64,
-        state_root: [u8; 32],
-        txs: &[SignedBytes],
-    ) -> Result<Vec<Event>, BlockError> {
         let context = Context::new(&self.genesis, self.network, height, time_s);
-        ledger::begin_block(&mut self.state, &context);
-        let mut events = Vec::with_capacity(txs.len());
-        for (index, tx) in txs.iter().enumerate() {
-            let event = ledger::apply(&mut self.state, &context, tx);
+        let mut draft = Draft::new(&self.state);
+        ledger::begin_block(&mut draft, &context);
+        let mut events = Vec::with_capacity(block.txs.len());
+        for (index, tx) in block.txs.iter().enumerate() {
+            let event = ledger::apply(&mut draft, &context, tx);
             events.push(event.map_err(|refused| BlockError::Refused { height, index, refused })?);
         }
-        self.state.check_changes()?;
-        if self.state.root() == state_root { Ok(events) } else { Err(BlockError::Root { height }) }
+        let change = draft.finish()?;
+        if change.root() != state_root {
+            return Err(BlockError::Root { height });
+        }
+        let tip = Tip { height, time_s, hash: header_hash(&block.header) };
+        Ok((Next { block, tip, change }, events))
+    }
+
+    /// Replays and takes the next block of somebody else's.
+    ///
+    /// # Errors
+    /// [`BlockError`]; nothing has changed then.
+    pub fn accept(&mut self, block: Block) -> Result<Vec<Event>, BlockError> {
+        let (next, events) = self.replay(block)?;
+        self.take(next);
+        Ok(events)
+    }
+
+    /// Takes the next block, which was made or replayed for the state that this ledger is in, and returns it.
+    pub fn take(&mut self, next: Next) -> Block {
+        debug_assert_eq!(next.tip.height, self.tip.height + 1, "made for another state");
+        self.state.take(next.change);
+        self.tip = next.tip;
+        next.block
+    }
+
+    fn check_header(&self, header: &SignedBytes) -> Result<Header, HeaderError> {
+        let signed = header.clone().check::<Header>(self.network)?;
+        if signed.signer() != self.genesis.v1().market {
+            return Err(HeaderError::NotTheMarket);
+        }
+        Ok(*signed.value())
     }
 }

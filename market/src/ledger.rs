@@ -15,7 +15,7 @@ use crate::grant::{Grant, Scope};
 use crate::head::{AnchoredHead, FullHead, Head};
 use crate::keys::PublicKey;
 use crate::signed::{NetworkId, Signed, SignedBytes};
-use crate::state::{Account, Delegate, Entry, Key, State};
+use crate::state::{Account, Delegate, Draft, Entry, Key};
 use crate::tx::{Action, Event, Refused, Tx};
 use crate::voucher::Voucher;
 
@@ -42,7 +42,7 @@ impl<'a> Context<'a> {
 }
 
 /// Counts a period in which there is a block, when a block begins.
-pub fn begin_block(state: &mut State, context: &Context<'_>) {
+pub fn begin_block(state: &mut Draft<'_>, context: &Context<'_>) {
     let mut totals = state.totals();
     if totals.ticks == 0 || context.period > totals.period {
         totals.ticks += 1;
@@ -55,7 +55,7 @@ pub fn begin_block(state: &mut State, context: &Context<'_>) {
 ///
 /// # Errors
 /// [`Refused`]; nothing has changed then.
-pub fn apply(state: &mut State, context: &Context<'_>, tx: &SignedBytes) -> Result<Event, Refused> {
+pub fn apply(state: &mut Draft<'_>, context: &Context<'_>, tx: &SignedBytes) -> Result<Event, Refused> {
     let tx = tx.clone().check::<Tx>(context.network)?;
     let Tx::V1 { number, action } = tx.value();
     let signer = tx.signer();
@@ -92,7 +92,7 @@ fn check_number(delegate: &Delegate, number: u64) -> Result<(), Refused> {
 
 /// A node key begins to act for an account, or what it may do changes. The first time, the node itself signs; later any node of the account.
 fn register(
-    state: &mut State,
+    state: &mut Draft<'_>,
     context: &Context<'_>,
     signer: PublicKey,
     number: u64,
@@ -142,7 +142,7 @@ impl Rules<'_> {
         if self.delegate.scopes.contains(&scope) { Ok(()) } else { Err(Refused::Scope) }
     }
 
-    fn fund(&self, state: &mut State, account: PublicKey, amount: Amount) -> Result<Event, Refused> {
+    fn fund(&self, state: &mut Draft<'_>, account: PublicKey, amount: Amount) -> Result<Event, Refused> {
         if self.signer != self.context.genesis.market {
             return Err(Refused::NotTheMarket);
         }
@@ -159,7 +159,7 @@ impl Rules<'_> {
     }
 
     /// The signer's account and grant after `amount` was put into a deal.
-    fn spend(&self, state: &State, amount: Amount) -> Result<(Account, Delegate), Refused> {
+    fn spend(&self, state: &Draft<'_>, amount: Amount) -> Result<(Account, Delegate), Refused> {
         self.needs(Scope::Spend)?;
         let mut delegate = self.delegate.clone();
         let left = delegate.spend_cap.saturating_sub(delegate.spent);
@@ -174,7 +174,7 @@ impl Rules<'_> {
         Ok((account, delegate))
     }
 
-    fn open(&self, state: &mut State, terms: &SignedBytes, escrow: Amount) -> Result<Event, Refused> {
+    fn open(&self, state: &mut Draft<'_>, terms: &SignedBytes, escrow: Amount) -> Result<Event, Refused> {
         let signed =
             terms.clone().check::<Terms>(self.context.network).map_err(|e| Refused::Terms(e.to_string()))?;
         let terms = signed.value().v1().clone();
@@ -223,7 +223,7 @@ impl Rules<'_> {
         Ok(Event::Opened { deal: id })
     }
 
-    fn top_up(&self, state: &mut State, id: DealId, amount: Amount) -> Result<Event, Refused> {
+    fn top_up(&self, state: &mut Draft<'_>, id: DealId, amount: Amount) -> Result<Event, Refused> {
         let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         if deal.terms.client != self.delegate.account {
             return Err(Refused::NotAParty);
@@ -249,7 +249,7 @@ impl Rules<'_> {
     }
 
     /// The deal that a head is for, and the head, if both sides signed it and it supersedes the newest.
-    fn superseding(&self, state: &State, head: &FullHead) -> Result<(Deal, AnchoredHead), Refused> {
+    fn superseding(&self, state: &Draft<'_>, head: &FullHead) -> Result<(Deal, AnchoredHead), Refused> {
         let id = spare_proofs::encode::from_bytes::<Head>(
             &head.head.bytes,
             <Head as crate::signed::Signable>::MAX_BYTES,
@@ -268,7 +268,7 @@ impl Rules<'_> {
         Ok((deal, head))
     }
 
-    fn anchor(&self, state: &mut State, head: &FullHead) -> Result<Event, Refused> {
+    fn anchor(&self, state: &mut Draft<'_>, head: &FullHead) -> Result<Event, Refused> {
         let (mut deal, head) = self.superseding(state, head)?;
         let (id, seq) = (head.head.deal, head.head.seq);
         deal.head = Some(head);
@@ -276,7 +276,7 @@ impl Rules<'_> {
         Ok(Event::Anchored { deal: id, seq })
     }
 
-    fn redeem(&self, state: &mut State, voucher: &SignedBytes) -> Result<Event, Refused> {
+    fn redeem(&self, state: &mut Draft<'_>, voucher: &SignedBytes) -> Result<Event, Refused> {
         let signed: Signed<Voucher> =
             voucher.clone().check(self.context.network).map_err(Refused::VoucherSignature)?;
         let voucher = *signed.value().v1();
@@ -317,7 +317,7 @@ impl Rules<'_> {
         Ok(Event::Paid { deal: voucher.deal, amount, fee, short: promised.saturating_sub(amount) })
     }
 
-    fn close(&self, state: &mut State, id: DealId, head: Option<&FullHead>) -> Result<Event, Refused> {
+    fn close(&self, state: &mut Draft<'_>, id: DealId, head: Option<&FullHead>) -> Result<Event, Refused> {
         let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         self.party(&deal)?;
         if deal.status != Status::Open {
@@ -335,7 +335,7 @@ impl Rules<'_> {
         Ok(Event::Closing { deal: id })
     }
 
-    fn settle(&self, state: &mut State, id: DealId) -> Result<Event, Refused> {
+    fn settle(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
         let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         if !deal.can_be_settled(state.totals().ticks, self.context.time_s) {
             return Err(Refused::NotDue);
@@ -361,6 +361,6 @@ impl Rules<'_> {
     }
 }
 
-fn put_account(state: &mut State, key: PublicKey, account: Account) {
+fn put_account(state: &mut Draft<'_>, key: PublicKey, account: Account) {
     state.put(Key::Account(key), Entry::Account(account));
 }

@@ -2,8 +2,10 @@
 //!
 //! **Root.** Entries fall into 65,536 buckets by the first two bytes of their key's hash. A bucket's hash covers its entries in order
 //! of key hash, 256 bucket hashes make a group's hash, 256 group hashes make the root. A change rehashes one bucket, one group and the
-//! root, however large the state is. What was changed since the last block is remembered with its old value, so that a block can be
-//! undone, written to disk and checked for conserved money at a cost that depends on what changed.
+//! root, however large the state is.
+//!
+//! **Blocks.** A block is a [`Draft`] on top of a state that it only reads. What it changes is checked for conserved money, hashed and written
+//! to disk before the state takes it over, at a cost that depends on what changes; meanwhile everybody goes on seeing the state before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,6 +89,22 @@ pub struct Totals {
 }
 
 impl Entry {
+    fn account(entry: Option<&Self>) -> Account {
+        if let Some(Self::Account(account)) = entry { *account } else { Account::default() }
+    }
+
+    fn delegate(entry: Option<&Self>) -> Option<&Delegate> {
+        if let Some(Self::Delegate(delegate)) = entry { Some(delegate) } else { None }
+    }
+
+    fn deal(entry: Option<&Self>) -> Option<&Deal> {
+        if let Some(Self::Deal(deal)) = entry { Some(deal) } else { None }
+    }
+
+    fn totals(entry: Option<&Self>) -> Totals {
+        if let Some(Self::Totals(totals)) = entry { *totals } else { Totals::default() }
+    }
+
     /// The money that lies in this entry.
     fn money(&self) -> Amount {
         match self {
@@ -109,12 +127,13 @@ pub struct NotConserved {
     pub issued: u128,
 }
 
+/// Entries that a block changes, as they are after it; `None` for those that are gone.
+pub type Changes = BTreeMap<Key, Option<Entry>>;
+
 /// The state of a ledger.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     entries: BTreeMap<Key, Entry>,
-    /// What entries were before the open block.
-    before: BTreeMap<Key, Option<Entry>>,
     /// Derived: which deals an account is a party to.
     parties: BTreeSet<(PublicKey, DealId)>,
     tree: RootTree,
@@ -124,8 +143,9 @@ impl State {
     /// A state of known entries.
     pub fn of(entries: impl IntoIterator<Item = (Key, Entry)>) -> Self {
         let mut state = Self::default();
-        entries.into_iter().for_each(|(key, entry)| state.write(key, Some(entry)));
-        state.before.clear();
+        let changes: Changes = entries.into_iter().map(|(key, entry)| (key, Some(entry))).collect();
+        let tree = state.tree.after(&changes);
+        state.take(Change { entries: changes, tree });
         state
     }
 
@@ -136,26 +156,17 @@ impl State {
 
     /// An account; one that never had money is empty.
     pub fn account(&self, account: &PublicKey) -> Account {
-        match self.entries.get(&Key::Account(*account)) {
-            Some(Entry::Account(account)) => *account,
-            _ => Account::default(),
-        }
+        Entry::account(self.entries.get(&Key::Account(*account)))
     }
 
     /// A registered node key.
     pub fn delegate(&self, node: &PublicKey) -> Option<&Delegate> {
-        match self.entries.get(&Key::Delegate(*node)) {
-            Some(Entry::Delegate(delegate)) => Some(delegate),
-            _ => None,
-        }
+        Entry::delegate(self.entries.get(&Key::Delegate(*node)))
     }
 
     /// A deal that is not closed.
     pub fn deal(&self, deal: &DealId) -> Option<&Deal> {
-        match self.entries.get(&Key::Deal(*deal)) {
-            Some(Entry::Deal(deal)) => Some(deal),
-            _ => None,
-        }
+        Entry::deal(self.entries.get(&Key::Deal(*deal)))
     }
 
     /// The deals that `account` is a party to, in order of id.
@@ -166,69 +177,12 @@ impl State {
 
     /// Sums over everything.
     pub fn totals(&self) -> Totals {
-        match self.entries.get(&Key::Totals) {
-            Some(Entry::Totals(totals)) => *totals,
-            _ => Totals::default(),
-        }
-    }
-
-    /// Sets an entry.
-    pub fn put(&mut self, key: Key, entry: Entry) {
-        self.remember(key);
-        self.write(key, Some(entry));
-    }
-
-    /// Removes an entry.
-    pub fn remove(&mut self, key: Key) {
-        self.remember(key);
-        self.write(key, None);
-    }
-
-    fn remember(&mut self, key: Key) {
-        self.before.entry(key).or_insert_with(|| self.entries.get(&key).cloned());
-    }
-
-    fn write(&mut self, key: Key, entry: Option<Entry>) {
-        self.tree.set(&key, entry.as_ref());
-        if let (Key::Deal(id), Some(Entry::Deal(deal))) = (key, entry.as_ref().or(self.entries.get(&key))) {
-            for party in [deal.terms.client, deal.terms.provider] {
-                match entry {
-                    Some(_) => self.parties.insert((party, id)),
-                    None => self.parties.remove(&(party, id)),
-                };
-            }
-        }
-        match entry {
-            Some(entry) => self.entries.insert(key, entry),
-            None => self.entries.remove(&key),
-        };
-    }
-
-    /// The root that commits to all entries, as it was when [`Self::root`] last computed it.
-    pub fn committed_root(&self) -> [u8; 32] {
-        self.tree.of_groups()
+        Entry::totals(self.entries.get(&Key::Totals))
     }
 
     /// The root that commits to all entries.
-    pub fn root(&mut self) -> [u8; 32] {
-        self.tree.root()
-    }
-
-    /// Checks that what changed since the last block neither made nor lost money.
-    ///
-    /// # Errors
-    /// [`NotConserved`].
-    pub fn check_changes(&self) -> Result<(), NotConserved> {
-        let sum = |entries: &mut dyn Iterator<Item = &Entry>| entries.map(|e| e.money().0).sum::<u128>();
-        let old = sum(&mut self.before.values().flatten());
-        let new = sum(&mut self.before.keys().filter_map(|key| self.entries.get(key)));
-        let issued_before = match self.before.get(&Key::Totals) {
-            Some(Some(Entry::Totals(totals))) => totals.issued.0,
-            Some(_) => 0,
-            None => self.totals().issued.0,
-        };
-        let (found, issued) = (new, old + (self.totals().issued.0 - issued_before));
-        if found == issued { Ok(()) } else { Err(NotConserved { found, issued }) }
+    pub fn root(&self) -> [u8; 32] {
+        self.tree.root
     }
 
     /// Checks that all money there is was issued, over all entries.
@@ -241,90 +195,232 @@ impl State {
         if found == issued { Ok(()) } else { Err(NotConserved { found, issued }) }
     }
 
-    /// Ends the open block: returns what changed, with the new entries.
-    pub fn take_changes(&mut self) -> Vec<(Key, Option<Entry>)> {
-        let changed = std::mem::take(&mut self.before);
-        changed.into_keys().map(|key| (key, self.entries.get(&key).cloned())).collect()
-    }
-
-    /// Undoes the open block.
-    pub fn undo(&mut self) {
-        for (key, entry) in std::mem::take(&mut self.before) {
-            self.write(key, entry);
-        }
-        self.root();
-    }
-}
-
-/// Two levels of hashes over buckets of entries.
-#[derive(Debug, Clone, Default)]
-struct RootTree {
-    /// For each bucket that has entries, key hash -> entry hash.
-    buckets: BTreeMap<u16, BTreeMap<[u8; 32], [u8; 32]>>,
-    bucket_hashes: BTreeMap<u16, [u8; 32]>,
-    group_hashes: BTreeMap<u8, [u8; 32]>,
-    changed: BTreeSet<u16>,
-}
-
-const EMPTY: [u8; 32] = [0; 32];
-
-impl RootTree {
-    fn set(&mut self, key: &Key, entry: Option<&Entry>) {
-        let key = to_bytes(key);
-        let key_hash = blake3::derive_key("spare 2026 state key v1", &key);
-        let bucket = u16::from_be_bytes([key_hash[0], key_hash[1]]);
-        let entries = self.buckets.entry(bucket).or_default();
-        match entry {
-            Some(entry) => {
-                let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state entry v1");
-                hasher.update(&key_hash).update(&to_bytes(entry));
-                entries.insert(key_hash, hasher.finalize().into());
-            }
-            None => {
-                entries.remove(&key_hash);
-            }
-        }
-        if entries.is_empty() {
-            self.buckets.remove(&bucket);
-        }
-        self.changed.insert(bucket);
-    }
-
-    fn root(&mut self) -> [u8; 32] {
-        let changed = std::mem::take(&mut self.changed);
-        for bucket in &changed {
-            match self.buckets.get(bucket) {
-                None => self.bucket_hashes.remove(bucket),
-                Some(entries) => {
-                    let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state bucket v1");
-                    for hash in entries.values() {
-                        hasher.update(hash);
-                    }
-                    self.bucket_hashes.insert(*bucket, hasher.finalize().into())
+    /// Takes over what a block changes.
+    pub fn take(&mut self, change: Change) {
+        for (key, entry) in change.entries {
+            if let (Key::Deal(id), Some(Entry::Deal(deal))) = (key, entry.as_ref().or(self.entries.get(&key)))
+            {
+                for party in [deal.terms.client, deal.terms.provider] {
+                    match entry {
+                        Some(_) => self.parties.insert((party, id)),
+                        None => self.parties.remove(&(party, id)),
+                    };
                 }
+            }
+            match entry {
+                Some(entry) => self.entries.insert(key, entry),
+                None => self.entries.remove(&key),
             };
         }
-        for group in changed.iter().map(|bucket| (bucket >> 8) as u8).collect::<BTreeSet<_>>() {
-            let buckets = u16::from(group) << 8..=u16::from(group) << 8 | 0xff;
-            // An emptied group is like one that never was: the root depends on the entries alone and not on how they came to be.
-            if self.bucket_hashes.range(buckets.clone()).next().is_none() {
-                self.group_hashes.remove(&group);
-                continue;
-            }
-            let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state group v1");
-            for bucket in buckets {
-                hasher.update(self.bucket_hashes.get(&bucket).unwrap_or(&EMPTY));
-            }
-            self.group_hashes.insert(group, hasher.finalize().into());
-        }
-        self.of_groups()
+        self.tree.take(change.tree);
+    }
+}
+
+/// A block under way: a state, and what is to change in it. Dropping it leaves no trace.
+#[derive(Debug)]
+pub struct Draft<'a> {
+    state: &'a State,
+    changed: Changes,
+}
+
+impl<'a> Draft<'a> {
+    /// A block on top of `state` that has changed nothing yet.
+    pub fn new(state: &'a State) -> Self {
+        Self { state, changed: Changes::new() }
     }
 
-    fn of_groups(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state root v1");
-        for group in 0..=255u8 {
-            hasher.update(self.group_hashes.get(&group).unwrap_or(&EMPTY));
+    fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.changed.get(key).map_or_else(|| self.state.entries.get(key), Option::as_ref)
+    }
+
+    /// An account; one that never had money is empty.
+    pub fn account(&self, account: &PublicKey) -> Account {
+        Entry::account(self.entry(&Key::Account(*account)))
+    }
+
+    /// A registered node key.
+    pub fn delegate(&self, node: &PublicKey) -> Option<&Delegate> {
+        Entry::delegate(self.entry(&Key::Delegate(*node)))
+    }
+
+    /// A deal that is not closed.
+    pub fn deal(&self, deal: &DealId) -> Option<&Deal> {
+        Entry::deal(self.entry(&Key::Deal(*deal)))
+    }
+
+    /// Sums over everything.
+    pub fn totals(&self) -> Totals {
+        Entry::totals(self.entry(&Key::Totals))
+    }
+
+    /// Sets an entry.
+    pub fn put(&mut self, key: Key, entry: Entry) {
+        self.changed.insert(key, Some(entry));
+    }
+
+    /// Removes an entry.
+    pub fn remove(&mut self, key: Key) {
+        self.changed.insert(key, None);
+    }
+
+    /// What this block changes, once it is checked that it neither makes nor loses money.
+    ///
+    /// # Errors
+    /// [`NotConserved`].
+    pub fn finish(self) -> Result<Change, NotConserved> {
+        let sum = |entries: &mut dyn Iterator<Item = &Entry>| entries.map(|e| e.money().0).sum::<u128>();
+        let old = sum(&mut self.changed.keys().filter_map(|key| self.state.entries.get(key)));
+        let found = sum(&mut self.changed.values().flatten());
+        let issued = old + (self.totals().issued.0 - self.state.totals().issued.0);
+        if found != issued {
+            return Err(NotConserved { found, issued });
         }
-        hasher.finalize().into()
+        let tree = self.state.tree.after(&self.changed);
+        Ok(Change { entries: self.changed, tree })
+    }
+}
+
+/// What a block changes in a state. It fits only the state that it was made for.
+#[derive(Debug)]
+pub struct Change {
+    entries: Changes,
+    tree: TreeChange,
+}
+
+impl Change {
+    /// The entries.
+    pub fn entries(&self) -> &Changes {
+        &self.entries
+    }
+
+    /// The root of the state after it.
+    pub fn root(&self) -> [u8; 32] {
+        self.tree.root
+    }
+}
+
+type Hash = [u8; 32];
+
+/// Two levels of hashes over buckets of entries.
+#[derive(Debug, Clone)]
+struct RootTree {
+    /// For each bucket that has entries, key hash -> entry hash.
+    buckets: BTreeMap<u16, BTreeMap<Hash, Hash>>,
+    bucket_hashes: BTreeMap<u16, Hash>,
+    group_hashes: BTreeMap<u8, Hash>,
+    root: Hash,
+}
+
+/// What a block changes in a [`RootTree`]: `None` stands for what is gone.
+#[derive(Debug)]
+struct TreeChange {
+    buckets: BTreeMap<u16, BTreeMap<Hash, Option<Hash>>>,
+    bucket_hashes: BTreeMap<u16, Option<Hash>>,
+    group_hashes: BTreeMap<u8, Option<Hash>>,
+    root: Hash,
+}
+
+const EMPTY: Hash = [0; 32];
+
+impl Default for RootTree {
+    fn default() -> Self {
+        let root = root_of(|_| None);
+        Self { buckets: BTreeMap::new(), bucket_hashes: BTreeMap::new(), group_hashes: BTreeMap::new(), root }
+    }
+}
+
+fn root_of<'a>(group_hash: impl Fn(u8) -> Option<&'a Hash>) -> Hash {
+    let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state root v1");
+    for group in 0..=255 {
+        hasher.update(group_hash(group).unwrap_or(&EMPTY));
+    }
+    hasher.finalize().into()
+}
+
+fn entry_hash(key_hash: &Hash, entry: &Entry) -> Hash {
+    let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state entry v1");
+    hasher.update(key_hash).update(&to_bytes(entry));
+    hasher.finalize().into()
+}
+
+/// What `key` is in `new`, which may say that it is gone, or else in `old`.
+fn overlaid<'a, K: Ord>(
+    old: &'a BTreeMap<K, Hash>,
+    new: &'a BTreeMap<K, Option<Hash>>,
+    key: &K,
+) -> Option<&'a Hash> {
+    new.get(key).map_or_else(|| old.get(key), Option::as_ref)
+}
+
+impl RootTree {
+    /// What changes when entries do.
+    fn after(&self, changes: &Changes) -> TreeChange {
+        let mut buckets: BTreeMap<u16, BTreeMap<Hash, Option<Hash>>> = BTreeMap::new();
+        for (key, entry) in changes {
+            let key_hash = blake3::derive_key("spare 2026 state key v1", &to_bytes(key));
+            let bucket = u16::from_be_bytes([key_hash[0], key_hash[1]]);
+            let entry_hash = entry.as_ref().map(|entry| entry_hash(&key_hash, entry));
+            buckets.entry(bucket).or_default().insert(key_hash, entry_hash);
+        }
+        let bucket_hashes: BTreeMap<u16, Option<Hash>> =
+            buckets.iter().map(|(bucket, changed)| (*bucket, self.bucket_hash(*bucket, changed))).collect();
+        let groups: BTreeSet<u8> = bucket_hashes.keys().map(|bucket| (bucket >> 8) as u8).collect();
+        let group_hashes: BTreeMap<u8, Option<Hash>> =
+            groups.into_iter().map(|group| (group, self.group_hash(group, &bucket_hashes))).collect();
+        let root = root_of(|group| overlaid(&self.group_hashes, &group_hashes, &group));
+        TreeChange { buckets, bucket_hashes, group_hashes, root }
+    }
+
+    fn bucket_hash(&self, bucket: u16, changed: &BTreeMap<Hash, Option<Hash>>) -> Option<Hash> {
+        let mut entries: BTreeMap<&Hash, &Hash> = self.buckets.get(&bucket).into_iter().flatten().collect();
+        for (key_hash, entry_hash) in changed {
+            match entry_hash {
+                Some(hash) => entries.insert(key_hash, hash),
+                None => entries.remove(key_hash),
+            };
+        }
+        // What was emptied is like what never was: the root depends on the entries alone and not on how they came to be.
+        if entries.is_empty() {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state bucket v1");
+        for hash in entries.into_values() {
+            hasher.update(hash);
+        }
+        Some(hasher.finalize().into())
+    }
+
+    fn group_hash(&self, group: u8, changed: &BTreeMap<u16, Option<Hash>>) -> Option<Hash> {
+        let buckets = u16::from(group) << 8..=u16::from(group) << 8 | 0xff;
+        let hashes = buckets.map(|bucket| overlaid(&self.bucket_hashes, changed, &bucket));
+        let mut hasher = blake3::Hasher::new_derive_key("spare 2026 state group v1");
+        let mut is_empty = true;
+        for hash in hashes {
+            is_empty &= hash.is_none();
+            hasher.update(hash.unwrap_or(&EMPTY));
+        }
+        (!is_empty).then(|| hasher.finalize().into())
+    }
+
+    fn take(&mut self, change: TreeChange) {
+        for (bucket, changed) in change.buckets {
+            let entries = self.buckets.entry(bucket).or_default();
+            update(entries, changed);
+            if entries.is_empty() {
+                self.buckets.remove(&bucket);
+            }
+        }
+        update(&mut self.bucket_hashes, change.bucket_hashes);
+        update(&mut self.group_hashes, change.group_hashes);
+        self.root = change.root;
+    }
+}
+
+fn update<K: Ord>(map: &mut BTreeMap<K, Hash>, changes: BTreeMap<K, Option<Hash>>) {
+    for (key, hash) in changes {
+        match hash {
+            Some(hash) => map.insert(key, hash),
+            None => map.remove(&key),
+        };
     }
 }

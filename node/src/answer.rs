@@ -3,6 +3,7 @@
 //! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, and each transfer as a whole;
 //! sessions are bounded in all, per peer and per network, and whatever is unfinished when a peer goes away is undone.
 
+mod ledger;
 mod read;
 
 use std::collections::HashMap;
@@ -28,12 +29,10 @@ use crate::frames::{
 };
 use crate::index_log::{AppendError, IndexLogs};
 use crate::limits::{
-    BLOCK_TRANSFERS_MAX, BLOCK_TRANSFERS_PER_SUBNET_MAX, BLOCKS_PER_ANSWER_BYTES, BLOCKS_WAIT,
     BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, SESSIONS_MAX,
-    SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT,
-    SUBMISSIONS_PER_SUBNET_MAX, bulk_timeout, count_down,
+    SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout, count_down,
 };
-use crate::market::{Market, NotTaken, SubmitError};
+use crate::market::Market;
 use crate::shards::{Incoming, ShardError};
 use crate::transport::Wire;
 use crate::unix_now_s;
@@ -71,19 +70,10 @@ pub struct Answerer {
     sessions: Mutex<Sessions>,
     /// Index entries on their way, each of which is in memory whole.
     index_transfers: tokio::sync::Semaphore,
-    /// Lists of blocks on their way, each of which is in memory whole.
+    /// Lists of blocks, each of which is in memory whole, and snapshots on their way.
     block_transfers: Mutex<HashMap<Subnet, usize>>,
     /// Transactions submitted in the minute that began then.
     submissions: Mutex<(Instant, HashMap<Subnet, usize>)>,
-}
-
-/// A place among the lists of blocks on their way.
-struct BlockSlot<'a>(&'a Mutex<HashMap<Subnet, usize>>, Subnet);
-
-impl Drop for BlockSlot<'_> {
-    fn drop(&mut self) {
-        count_down(&mut self.0.lock().expect("no holder panics"), &self.1);
-    }
 }
 
 /// Sessions served.
@@ -234,7 +224,8 @@ impl Answerer {
             Request::IndexEnd => self.index_end(authority),
             Request::IndexAppend { len } => self.index_append(wire, authority, len).await?,
             Request::IndexRead { seq } => self.index_read(wire, authority, seq).await?,
-            Request::Blocks { from } => self.blocks(wire, from).await?,
+            Request::Blocks { from, wait } => self.blocks(wire, from, wait).await?,
+            Request::Snapshot => self.snapshot(wire).await?,
             Request::Submit { tx } => self.submit(wire.remote_ip.into(), tx).await,
             Request::Terms => self.terms(authority),
             Request::Head { head, add, remove } => self.head(authority, head, add, remove).await?,
@@ -481,68 +472,6 @@ impl Answerer {
         Ok(Ok(Response::Done))
     }
 
-    /// Sends blocks of the ledger; anyone may have them.
-    async fn blocks(&self, wire: &mut Wire, from: u64) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let Some(market) = &self.market else {
-            return Ok(Err(Refusal::new(RefusalCode::NotHere, "this node keeps no ledger")));
-        };
-        let mut height = market.chain.height();
-        // Whoever is up to date is told of the next block as soon as there is one.
-        let _ = timeout(BLOCKS_WAIT, height.wait_for(|newest| *newest >= from)).await;
-        let Some(_slot) = self.block_slot(wire.remote_ip.into()) else { return Ok(Err(too_many())) };
-        let chain = market.chain.clone();
-        let read = tokio::task::spawn_blocking(move || chain.blocks(from.max(1), BLOCKS_PER_ANSWER_BYTES));
-        let bytes = match read.await? {
-            Ok(blocks) => spare_proofs::encode::to_bytes(&blocks),
-            Err(error) => return Ok(Err(Refusal::new(RefusalCode::Unavailable, error.to_string()))),
-        };
-        send_bulk(wire, &Response::Blocks { len: bytes.len() as u32 }, &bytes).await?;
-        Ok(Ok(Response::Done))
-    }
-
-    /// Has the sequencer put a transaction on the ledger. The ledger's own rules say who may.
-    async fn submit(&self, subnet: Subnet, tx: SignedBytes) -> Result<Response, Refusal> {
-        if !self.may_submit(subnet) {
-            return Err(Refusal::new(
-                RefusalCode::Busy,
-                "too many transactions from this network; try again in a minute",
-            ));
-        }
-        let not_here = |why: String| Refusal::new(RefusalCode::NotTheMarket, why);
-        let market = self.market.as_ref().ok_or_else(|| not_here("this node keeps no ledger".into()))?;
-        match market.submit(tx).await {
-            Ok(height) => Ok(Response::Taken { height }),
-            Err(SubmitError::NotTaken(NotTaken { code, blame, mut detail })) => {
-                detail.truncate(detail.floor_char_boundary(256));
-                Ok(Response::NotTaken { code, blame, detail })
-            }
-            Err(error @ SubmitError::NotTheMarket(_)) => Err(not_here(error.to_string())),
-            Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string())),
-        }
-    }
-
-    fn block_slot(&self, subnet: Subnet) -> Option<BlockSlot<'_>> {
-        let mut transfers = self.block_transfers.lock().expect("no holder panics");
-        let here = transfers.get(&subnet).copied().unwrap_or(0);
-        if here >= BLOCK_TRANSFERS_PER_SUBNET_MAX || transfers.values().sum::<usize>() >= BLOCK_TRANSFERS_MAX
-        {
-            return None;
-        }
-        transfers.insert(subnet, here + 1);
-        Some(BlockSlot(&self.block_transfers, subnet))
-    }
-
-    /// Counts a transaction from `subnet`, unless it had its share in this minute.
-    fn may_submit(&self, subnet: Subnet) -> bool {
-        let mut submissions = self.submissions.lock().expect("no holder panics");
-        if submissions.0.elapsed() > Duration::from_secs(60) {
-            *submissions = (Instant::now(), HashMap::new());
-        }
-        let count = submissions.1.entry(subnet).or_default();
-        *count += 1;
-        *count <= SUBMISSIONS_PER_SUBNET_MAX
-    }
-
     /// A place among the index entries on their way, if one is free before long.
     async fn index_permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         timeout(HELLO_TIMEOUT, self.index_transfers.acquire()).await.ok()?.ok()
@@ -554,7 +483,7 @@ fn is_unfunded<T>(answer: &Result<T, Refusal>) -> bool {
 }
 
 fn too_many() -> Refusal {
-    Refusal::new(RefusalCode::Busy, "too many index entries or blocks are on their way")
+    Refusal::new(RefusalCode::Busy, "too many index entries, blocks or snapshots are on their way")
 }
 
 /// Announces bulk bytes and sends them, at the least rate that a transfer may have.

@@ -1,16 +1,16 @@
 //! The ledger at this node: blocks and state in the metadata store, and the state in memory.
 //!
-//! Every node replays every block. A block, what it changed and the new tip are one synced write, so a crash leaves the ledger at one block
-//! or the next. At start the state is read and its root compared with the one that the newest block was signed over.
+//! Every node replays every block, from the first one or from a snapshot that the market signed. A block, what it changed and the new tip are one
+//! synced write, so a crash leaves the ledger at one block or the next. At start the state is read and its root compared with the one that the
+//! newest block was signed over.
 //!
 //! **Invariant:** memory is never ahead of the disk for anybody to see. If a block cannot be written, the ledger answers nothing any more
 //! until the node is started anew.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, RwLock};
 
-use serde::{Deserialize, Serialize};
-use spare_market::block::{Block, BlockError, Changes, Header, Ledger, Outcome, RestoreError, Tip};
+use spare_market::block::{Block, BlockError, Ledger, Next, Outcome, RestoreError};
 use spare_market::genesis::Genesis;
 use spare_market::keys::SigningSecret;
 use spare_market::signed::SignedBytes;
@@ -22,16 +22,12 @@ use tokio::sync::watch;
 use crate::crash;
 use crate::meta::{Batch, Meta, MetaError, Table};
 
+/// The newest block's signed header.
 const TIP_KEY: &[u8] = b"ledger tip";
 /// Longest key of an entry.
 const KEY_MAX_BYTES: usize = 64;
-
-/// Where the stored ledger ends.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct StoredTip {
-    tip: Tip,
-    state_root: [u8; 32],
-}
+/// Entries in a part of a snapshot. An entry has less than a kilobyte.
+const PART_ENTRIES: usize = 128;
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +35,8 @@ pub enum ChainError {
     /// The metadata store failed.
     #[error(transparent)]
     Meta(#[from] MetaError),
-    /// What is stored is not a ledger.
-    #[error("the stored ledger is damaged: {0}")]
+    /// What is stored, or was fetched, is not a ledger.
+    #[error("this is not the market's ledger: {0}")]
     Restore(#[from] RestoreError),
     /// A block does not follow, or breaks a rule.
     #[error(transparent)]
@@ -51,13 +47,27 @@ pub enum ChainError {
     /// A block could not be written before.
     #[error("the ledger could not be written to disk, and waits for the node to be started anew")]
     Broken,
+    /// There is a ledger here already.
+    #[error("this node has a ledger already")]
+    Begun,
+}
+
+/// A part of a snapshot.
+#[derive(Debug)]
+pub enum SnapshotPart {
+    /// Comes first: the header of the block that the state is after.
+    Header(SignedBytes),
+    /// Some entries of the state.
+    Entries(Vec<(Key, Entry)>),
 }
 
 /// The ledger at this node.
 pub struct Chain {
     meta: Arc<Meta>,
-    /// `None` once a block could not be written.
-    ledger: Mutex<Option<Ledger>>,
+    /// As it is on disk, for everybody to see; `None` once a block could not be written.
+    ledger: RwLock<Option<Ledger>>,
+    /// Held by whoever works on the next block.
+    writing: Mutex<()>,
     height: watch::Sender<u64>,
 }
 
@@ -67,33 +77,28 @@ impl Chain {
     /// # Errors
     /// [`ChainError`] when what is stored does not have the root that was signed.
     pub fn open(meta: Arc<Meta>, genesis: Genesis) -> Result<Self, ChainError> {
-        let stored: Option<StoredTip> = meta.get(Table::State, TIP_KEY)?;
-        let ledger = match stored {
+        let header: Option<SignedBytes> = meta.get(Table::State, TIP_KEY)?;
+        let ledger = match header {
             None => Ledger::new(genesis).map_err(RestoreError::from)?,
-            Some(StoredTip { tip, state_root }) => {
+            Some(header) => {
                 let mut entries = Vec::new();
                 meta.scan::<Entry>(Table::Ledger, b"", |key, entry| {
-                    // A key that does not decode is missing from the root, which tells.
-                    entries.extend(from_bytes::<Key>(key, KEY_MAX_BYTES).ok().map(|key| (key, entry)));
+                    entries.extend(decode_key(key).map(|key| (key, entry)));
                     ControlFlow::Continue(())
                 })?;
-                Ledger::restore(genesis, tip, state_root, entries)?
+                Ledger::restore(genesis, &header, entries)?
             }
         };
         let height = watch::Sender::new(ledger.tip().height);
-        Ok(Self { meta, ledger: Mutex::new(Some(ledger)), height })
+        Ok(Self { meta, ledger: RwLock::new(Some(ledger)), writing: Mutex::default(), height })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Ledger>> {
-        self.ledger.lock().expect("no holder panics")
-    }
-
-    /// Looks at the ledger.
+    /// Looks at the ledger. This waits for no disk.
     ///
     /// # Errors
     /// [`ChainError::Broken`].
     pub fn view<T>(&self, look: impl FnOnce(&Ledger) -> T) -> Result<T, ChainError> {
-        self.lock().as_ref().map(look).ok_or(ChainError::Broken)
+        self.ledger.read().expect("no holder panics").as_ref().map(look).ok_or(ChainError::Broken)
     }
 
     /// The height of the newest block, and a way to wait for the next one.
@@ -111,12 +116,11 @@ impl Chain {
         txs: Vec<SignedBytes>,
         market_key: &SigningSecret,
     ) -> Result<Vec<Outcome>, ChainError> {
-        let mut guard = self.lock();
-        let ledger = guard.as_mut().ok_or(ChainError::Broken)?;
-        let made = ledger.make_block(now_s, txs, market_key)?;
-        if let Some(block) = &made.block {
+        let _writing = self.writing.lock().expect("no holder panics");
+        let made = self.view(|ledger| ledger.make(now_s, txs, market_key))??;
+        if let Some(next) = made.next {
             crash::point("market before block");
-            self.write(&mut guard, block, made.changes)?;
+            self.write(next)?;
             crash::point("market after block");
         }
         Ok(made.outcomes)
@@ -126,34 +130,85 @@ impl Chain {
     ///
     /// # Errors
     /// [`ChainError`]; nothing has changed then.
-    pub fn accept(&self, block: &Block) -> Result<Vec<Event>, ChainError> {
-        let mut guard = self.lock();
-        let ledger = guard.as_mut().ok_or(ChainError::Broken)?;
-        let replayed = ledger.accept(block)?;
-        self.write(&mut guard, block, replayed.changes)?;
-        Ok(replayed.events)
+    pub fn accept(&self, block: Block) -> Result<Vec<Event>, ChainError> {
+        let _writing = self.writing.lock().expect("no holder panics");
+        let (next, events) = self.view(|ledger| ledger.replay(block))??;
+        self.write(next)?;
+        Ok(events)
     }
 
-    /// Writes what a block changed, with the block and the tip.
-    fn write(&self, guard: &mut Option<Ledger>, block: &Block, changes: Changes) -> Result<(), ChainError> {
-        let tip = guard.as_ref().ok_or(ChainError::Broken)?.tip();
-        let Header::V1 { state_root, .. } = from_bytes(&block.header.bytes, block.header.bytes.len())
-            .expect("a block that was made or taken has a header");
+    /// Writes what a block changes, with the block and its header as the tip; then everybody sees it.
+    fn write(&self, next: Next) -> Result<(), ChainError> {
         let mut batch = Batch::default();
-        for (key, entry) in changes {
+        for (key, entry) in next.changes() {
             match entry {
-                Some(entry) => batch.put(Table::Ledger, &to_bytes(&key), &entry),
-                None => batch.delete(Table::Ledger, &to_bytes(&key)),
+                Some(entry) => batch.put(Table::Ledger, &to_bytes(key), entry),
+                None => batch.delete(Table::Ledger, &to_bytes(key)),
             };
         }
-        batch.put(Table::Blocks, &tip.height.to_be_bytes(), block);
-        batch.put(Table::State, TIP_KEY, &StoredTip { tip, state_root });
-        if let Err(error) = self.meta.commit(&batch) {
-            tracing::error!(%error, "a block could not be written: the ledger stops");
-            *guard = None;
-            return Err(error.into());
+        let height = next.height();
+        batch.put(Table::Blocks, &height.to_be_bytes(), &next.block);
+        batch.put(Table::State, TIP_KEY, &next.block.header);
+        let written = self.meta.commit(&batch);
+        let mut guard = self.ledger.write().expect("no holder panics");
+        match written {
+            Ok(()) => drop(guard.as_mut().ok_or(ChainError::Broken)?.take(next)),
+            Err(error) => {
+                tracing::error!(%error, "a block could not be written: the ledger stops");
+                *guard = None;
+                return Err(error.into());
+            }
         }
-        self.height.send_replace(tip.height);
+        drop(guard);
+        self.height.send_replace(height);
+        Ok(())
+    }
+
+    /// Begins with a state that was fetched, after the block of `header`. Blocks.
+    ///
+    /// # Errors
+    /// [`ChainError`], also when there is a ledger here already; nothing has changed then.
+    pub fn restore(&self, header: &SignedBytes, entries: Vec<(Key, Entry)>) -> Result<(), ChainError> {
+        let _writing = self.writing.lock().expect("no holder panics");
+        let (genesis, height) = self.view(|ledger| (ledger.genesis().clone(), ledger.tip().height))?;
+        if height > 0 {
+            return Err(ChainError::Begun);
+        }
+        let mut batch = Batch::default();
+        for (key, entry) in &entries {
+            batch.put(Table::Ledger, &to_bytes(key), entry);
+        }
+        batch.put(Table::State, TIP_KEY, header);
+        let ledger = Ledger::restore(genesis, header, entries)?;
+        self.meta.commit(&batch)?;
+        let height = ledger.tip().height;
+        *self.ledger.write().expect("no holder panics") = Some(ledger);
+        self.height.send_replace(height);
+        Ok(())
+    }
+
+    /// Hands over the state after the newest block, whatever blocks come meanwhile, until `take` says stop; nothing if there is no block yet.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn snapshot(&self, mut take: impl FnMut(SnapshotPart) -> ControlFlow<()>) -> Result<(), MetaError> {
+        let frozen = self.meta.freeze();
+        let Some(header) = frozen.get::<SignedBytes>(Table::State, TIP_KEY)? else { return Ok(()) };
+        if take(SnapshotPart::Header(header)).is_break() {
+            return Ok(());
+        }
+        let mut entries = Vec::new();
+        frozen.scan::<Entry>(Table::Ledger, |key, entry| {
+            entries.extend(decode_key(key).map(|key| (key, entry)));
+            if entries.len() < PART_ENTRIES {
+                return ControlFlow::Continue(());
+            }
+            take(SnapshotPart::Entries(std::mem::take(&mut entries)))
+        })?;
+        if !entries.is_empty() {
+            let _ = take(SnapshotPart::Entries(entries));
+        }
         Ok(())
     }
 
@@ -172,6 +227,11 @@ impl Chain {
         }
         Ok(blocks)
     }
+}
+
+/// An entry's key. One that does not decode is missing from the root then, which tells.
+fn decode_key(key: &[u8]) -> Option<Key> {
+    from_bytes(key, KEY_MAX_BYTES).ok()
 }
 
 #[cfg(test)]
@@ -237,10 +297,10 @@ mod tests {
         let follower = open(1).unwrap();
         assert_eq!(chain.blocks(1, 1).unwrap().len(), 1, "within the budget");
         for block in chain.blocks(1, usize::MAX).unwrap() {
-            follower.accept(&block).unwrap();
+            follower.accept(block).unwrap();
         }
         assert_eq!(follower.view(Ledger::tip).unwrap(), chain.view(Ledger::tip).unwrap());
-        assert!(follower.accept(&chain.blocks(3, 1).unwrap()[0]).is_err(), "taken once");
+        assert!(follower.accept(chain.blocks(3, 1).unwrap().remove(0)).is_err(), "taken once");
         drop(chain);
         let meta = Meta::open(dirs[0].path()).unwrap();
         let account = to_bytes(&Key::Account(key(2).public()));
@@ -251,5 +311,41 @@ mod tests {
         meta.commit(Batch::default().put(Table::Ledger, &account, &Entry::Account(entry))).unwrap();
         drop(meta);
         assert!(matches!(open(0), Err(ChainError::Restore(RestoreError::Root(3)))));
+    }
+
+    #[test]
+    fn a_snapshot_is_the_state_of_its_moment_and_another_ledger_begins_with_it() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let open = |i: usize| Chain::open(Arc::new(Meta::open(dirs[i].path()).unwrap()), genesis());
+        let chain = open(0).unwrap();
+        chain.snapshot(|_| panic!("there is nothing to hand over")).unwrap();
+        chain.make(5, txs(&chain, &[1, 2]), &key(1)).unwrap();
+        let (mut header, mut entries) = (None, Vec::new());
+        chain
+            .snapshot(|part| {
+                match part {
+                    SnapshotPart::Header(signed) => {
+                        header = Some(signed);
+                        // What comes meanwhile is not part of it.
+                        chain.make(6, txs(&chain, &[4]), &key(1)).unwrap();
+                    }
+                    SnapshotPart::Entries(more) => entries.extend(more),
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let (header, root) = (header.unwrap(), chain.view(|l| l.state().root()).unwrap());
+        let joiner = open(1).unwrap();
+        assert!(matches!(joiner.restore(&header, entries[1..].to_vec()), Err(ChainError::Restore(_))));
+        let forged = SignedBytes { bytes: header.bytes.iter().map(|b| b ^ 1).collect(), ..header.clone() };
+        assert!(matches!(joiner.restore(&forged, entries.clone()), Err(ChainError::Restore(_))));
+        assert_eq!(*joiner.height().borrow(), 0, "nothing was taken");
+        joiner.restore(&header, entries.clone()).unwrap();
+        assert!(matches!(joiner.restore(&header, entries), Err(ChainError::Begun)));
+        assert!(joiner.blocks(1, 1).unwrap().is_empty(), "what was before it does not have");
+        joiner.accept(chain.blocks(2, 1).unwrap().remove(0)).unwrap();
+        assert_eq!(joiner.view(|l| l.state().root()).unwrap(), root);
+        drop(joiner);
+        assert_eq!(open(1).unwrap().view(|l| l.state().root()).unwrap(), root, "also when it is opened anew");
     }
 }

@@ -81,6 +81,9 @@ pub struct ClientConfig {
 pub struct NetworkConfig {
     /// Peers to join through, as multiaddrs that end in `/p2p/...`.
     pub peers: Vec<String>,
+    /// A new node does not replay a ledger that has more blocks than this, but begins with its state as the market signed it. The market itself,
+    /// and a node that began, go on from where they are.
+    pub snapshot_after: u64,
 }
 
 /// The whole configuration.
@@ -122,7 +125,7 @@ impl Default for Config {
                 fund_days: 30,
                 presign_periods: 0,
             },
-            network: NetworkConfig { peers: Vec::new() },
+            network: NetworkConfig { peers: Vec::new(), snapshot_after: 10_000 },
         }
     }
 }

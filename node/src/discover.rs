@@ -20,7 +20,7 @@ use libp2p::{
 use spare_market::keys::PublicKey;
 use spare_market::signed::{NetworkId, SignedBytes};
 use spare_proofs::encode::{from_bytes, to_bytes};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::asks::AskBook;
 use crate::limits::{
@@ -30,6 +30,8 @@ use crate::limits::{
 use crate::transport::node_key;
 use crate::unix_now_s;
 
+/// How long closing waits for peers to be told.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// How often the bootstrap peers are dialled while no peer is connected.
 const REJOIN_INTERVAL: Duration = Duration::from_secs(2);
 /// Asks in a row that no peer wanted to hear, after which connections are made anew. The first few come in quick succession.
@@ -92,7 +94,17 @@ pub struct Discovery {
     pub control: libp2p_stream::Control,
     /// Sends this node's asks to everyone.
     pub publish: mpsc::Sender<SignedBytes>,
+    stop: Arc<Notify>,
+    stopped: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
+}
+
+impl Discovery {
+    /// Closes all connections, and waits for a moment until peers have been told, so that they notice at once.
+    pub async fn close(&self) {
+        self.stop.notify_one();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.stopped.notified()).await;
+    }
 }
 
 impl Drop for Discovery {
@@ -117,7 +129,12 @@ pub async fn start(
         gossipsub::IdentTopic::new(format!("/spare/1/{}/asks", blake3::Hash::from_bytes(network.0).to_hex()));
     let mut swarm = libp2p::SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_quic()
+        .with_quic_config(|mut quic| {
+            // As for direct connections: a peer that was killed is noticed in a few seconds.
+            quic.keep_alive_interval = Duration::from_secs(3);
+            quic.max_idle_timeout = 8_000;
+            quic
+        })
         .with_behaviour(|key| behaviour(key, network, topic.hash()))?
         .with_swarm_config(|c| c.with_idle_connection_timeout(Duration::from_secs(3600)))
         .build();
@@ -131,7 +148,10 @@ pub async fn start(
     wait_until_listening(&mut swarm, &addresses).await?;
     let control = swarm.behaviour().streams.new_control();
     let (publish, outbox) = mpsc::channel(8);
+    let (stop, stopped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let runner = Runner {
+        stop: stop.clone(),
+        stopped: stopped.clone(),
         swarm,
         topic,
         addresses: addresses.clone(),
@@ -141,7 +161,7 @@ pub async fn start(
         identified: HashSet::new(),
         unheard: 0,
     };
-    Ok(Discovery { addresses, control, publish, task: tokio::spawn(runner.run()) })
+    Ok(Discovery { addresses, control, publish, stop, stopped, task: tokio::spawn(runner.run()) })
 }
 
 fn behaviour(
@@ -221,6 +241,8 @@ impl Addresses {
 }
 
 struct Runner {
+    stop: Arc<Notify>,
+    stopped: Arc<Notify>,
     swarm: Swarm<Behaviour>,
     topic: gossipsub::IdentTopic,
     addresses: Arc<Addresses>,
@@ -240,12 +262,22 @@ impl Runner {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.handle(event),
                 _ = rejoin.tick() => self.rejoin(),
+                () = self.stop.notified() => break,
                 ask = self.outbox.recv() => match ask {
                     Some(ask) => self.publish(&ask),
-                    None => return,
+                    None => break,
                 },
             }
         }
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            // One that is gone already is as good.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        while self.swarm.connected_peers().next().is_some() {
+            self.swarm.select_next_some().await;
+        }
+        self.stopped.notify_one();
     }
 
     /// Dials the bootstrap peers, and providers known from before, as long as fewer than two peers are connected.

@@ -18,6 +18,7 @@
 //!   IndexAppend             -> <- Ready;  entry bytes -> <- Done
 //!   IndexRead               -> <- IndexEntry; entry bytes, <- Done
 //!   Blocks                  -> <- Blocks; block bytes, <- Done
+//!   Snapshot                -> <- Snapshot, any number of <- Entries, <- Done
 //!   Submit                  -> <- Taken or NotTaken
 //!   Terms                   -> <- Terms(Signed Terms)
 //!   Head                    -> <- Head(FullHead)
@@ -35,6 +36,7 @@ use spare_market::deal::DealId;
 use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
 use spare_market::signed::{NetworkId, SignedBytes};
+use spare_market::state::{Entry, Key};
 use spare_market::tab::Tab;
 use spare_proofs::encode::{DecodeError, from_bytes, to_bytes};
 use spare_proofs::sumtree::Member;
@@ -106,11 +108,15 @@ pub enum Request {
         /// Its number.
         seq: u64,
     },
-    /// Send the ledger's blocks from height `from` on. Where there are none yet, the answer waits for a while.
+    /// Send the ledger's blocks from height `from` on.
     Blocks {
         /// Height of the first.
         from: u64,
+        /// Whether the answer waits for a while if there are none yet.
+        wait: bool,
     },
+    /// Send the ledger's state after its newest block.
+    Snapshot,
     /// Put a transaction on the ledger. For the market's node.
     Submit {
         /// The transaction.
@@ -191,7 +197,16 @@ pub enum Response {
     Blocks {
         /// Its length.
         len: u32,
+        /// Height of the newest block there is.
+        height: u64,
     },
+    /// The state after this block follows.
+    Snapshot {
+        /// The block's header, signed by the market.
+        header: SignedBytes,
+    },
+    /// Some entries of the state.
+    Entries(Vec<(Key, Entry)>),
     /// The transaction is in a block that is durable.
     Taken {
         /// The block's height.

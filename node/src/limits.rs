@@ -44,9 +44,9 @@ pub const SESSIONS_PER_PEER_MAX: usize = 64;
 pub const SESSIONS_PER_SUBNET_MAX: usize = 256;
 /// Accepted connections from one address from which on it must show that the address is its own.
 pub const CONNECTIONS_BEFORE_RETRY: usize = 8;
-/// Most lists of blocks on their way at once, over all peers; each is in memory whole.
+/// Most lists of blocks, each of which is in memory whole, and snapshots on their way at once, over all peers.
 pub const BLOCK_TRANSFERS_MAX: usize = 16;
-/// Most lists of blocks on their way at once to one network (/24, IPv6: /48).
+/// Most lists of blocks and snapshots on their way at once to one network (/24, IPv6: /48).
 pub const BLOCK_TRANSFERS_PER_SUBNET_MAX: usize = 2;
 /// Most transactions that the market takes from one network in a minute.
 pub const SUBMISSIONS_PER_SUBNET_MAX: usize = 120;
@@ -81,6 +81,10 @@ pub const SUBMISSIONS_MAX: usize = 4096;
 pub const BLOCKS_PER_ANSWER_BYTES: usize = 1 << 20;
 /// Most bytes of an answer with blocks: one block more than the budget.
 pub const BLOCKS_MAX_BYTES: usize = 8 << 20;
+/// Most bytes of a snapshot of the ledger: all of it is in memory at whoever takes it.
+pub const SNAPSHOT_MAX_BYTES: usize = 1 << 30;
+/// Most peers beside the market that are asked for blocks in one round.
+pub const BLOCK_SOURCES_MAX: usize = 3;
 /// How long an asker for blocks is kept waiting for the next one.
 pub const BLOCKS_WAIT: Duration = Duration::from_secs(5);
 /// Time for a transaction to get into a block, and for that block to arrive.

@@ -1,7 +1,8 @@
 //! The market at this node.
 //!
 //! **Participants.** The *market* is one node, named in the genesis: its sequencer puts transactions in order, makes blocks and signs them.
-//! Every other node *follows*: it fetches blocks from the market, or from any peer that has them, and replays each one itself. A *wallet* numbers
+//! Every other node *follows*: it fetches blocks from the market, or from any peer that has them, and replays each one itself. One that is new to
+//! a long ledger begins with a *snapshot*: it takes the market's word, signed, for what was before, and replays from there. A *wallet* numbers
 //! and signs what this node has to say to the ledger, and waits until the block that holds it has arrived here.
 //!
 //! ```text
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
-use spare_market::block::{BLOCK_TXS_MAX, Ledger};
+use spare_market::block::{BLOCK_TXS_MAX, Block, Ledger};
 use spare_market::genesis::Genesis;
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{Signed, SignedBytes};
@@ -26,7 +27,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::chain::{Chain, ChainError};
 use crate::discover::Addresses;
-use crate::limits::{BLOCKS_MAX_BYTES, BLOCKS_WAIT, SUBMISSIONS_MAX, SUBMIT_TIMEOUT, bulk_timeout};
+use crate::limits::{
+    BLOCK_SOURCES_MAX, BLOCKS_MAX_BYTES, BLOCKS_PER_ANSWER_BYTES, BLOCKS_WAIT, SNAPSHOT_MAX_BYTES,
+    SUBMISSIONS_MAX, SUBMIT_TIMEOUT, bulk_timeout,
+};
 use crate::peers::{PeerError, Peers};
 use crate::unix_now_s;
 
@@ -170,51 +174,134 @@ fn until_next_period(chain: &Chain, genesis: &Genesis) -> Duration {
     Duration::from_secs(starts_s.saturating_sub(unix_now_s()))
 }
 
-/// Fetches blocks and replays them, for as long as the node runs: the market's, or if it does not answer, those of other peers.
-pub async fn follow(market: Arc<Market>, peers: Arc<Peers>, addresses: Arc<Addresses>) {
-    loop {
-        let mut sources: Vec<PublicKey> = addresses.connected();
-        sources.retain(|node| *node != market.node);
-        // Another order each time, so that nobody stands in the way of others.
-        sources.shuffle(&mut rand::rng());
-        sources.insert(0, market.node);
-        let mut is_ahead = false;
-        for node in sources {
-            if follow_from(&market, &peers, &node).await {
-                is_ahead = true;
+/// Fetches the ledger's blocks, and its state for a node that is new.
+pub struct Follower {
+    market: Arc<Market>,
+    peers: Arc<Peers>,
+    addresses: Arc<Addresses>,
+    /// Blocks from which on a new node takes a snapshot instead of replaying them all.
+    snapshot_after: u64,
+}
+
+impl Follower {
+    /// Puts the parts together.
+    pub fn new(
+        market: Arc<Market>,
+        peers: Arc<Peers>,
+        addresses: Arc<Addresses>,
+        snapshot_after: u64,
+    ) -> Self {
+        Self { market, peers, addresses, snapshot_after }
+    }
+
+    /// Fetches blocks and replays them, for as long as the node runs.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let mut is_ahead = false;
+            for node in self.sources() {
+                if self.follow_from(&node).await {
+                    is_ahead = true;
+                    break;
+                }
+            }
+            if !is_ahead {
+                sleep(FOLLOW_PAUSE).await;
+            }
+        }
+    }
+
+    /// Whom to ask: the market, and if it does not answer, some other peers, each time others, so that nobody stands in the way for long.
+    fn sources(&self) -> Vec<PublicKey> {
+        let mut others = self.addresses.connected();
+        others.retain(|node| *node != self.market.node);
+        others.shuffle(&mut rand::rng());
+        others.truncate(BLOCK_SOURCES_MAX);
+        others.insert(0, self.market.node);
+        others
+    }
+
+    /// Takes the next blocks from `node`. Returns whether the ledger here grew, or the market itself has nothing newer.
+    async fn follow_from(&self, node: &PublicKey) -> bool {
+        let is_market = *node == self.market.node;
+        let from = *self.market.chain.height().borrow() + 1;
+        // Only the market is waited for: the others have no news that it does not have.
+        let (blocks, height) = match self.ask(node, from, is_market).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%node, %error, "a peer gave no blocks");
+                return false;
+            }
+        };
+        if from == 1 && height > self.snapshot_after && self.begin_from(node).await {
+            return true;
+        }
+        if blocks.is_empty() {
+            return is_market;
+        }
+        for block in blocks {
+            let chain = self.market.chain.clone();
+            let taken = tokio::task::spawn_blocking(move || chain.accept(block));
+            if let Err(error) = taken.await.expect("replaying a block does not panic") {
+                tracing::warn!(%node, %error, from, "a block is not taken");
                 break;
             }
         }
-        if !is_ahead {
-            sleep(FOLLOW_PAUSE).await;
-        }
+        *self.market.chain.height().borrow() >= from
     }
-}
 
-/// Takes the next blocks from `node`. Returns whether the ledger here grew, or the market itself has nothing newer.
-async fn follow_from(market: &Market, peers: &Peers, node: &PublicKey) -> bool {
-    let from = *market.chain.height().borrow() + 1;
-    let asking = peers.with_session(node, async |session| session.blocks(from).await);
-    let blocks = match timeout(BLOCKS_WAIT + bulk_timeout(BLOCKS_MAX_BYTES as u64), asking).await {
-        Ok(Ok(blocks)) => blocks,
-        Ok(Err(error)) => {
-            tracing::debug!(%node, %error, "a peer gave no blocks");
-            return false;
-        }
-        Err(_) => return false,
-    };
-    if blocks.is_empty() {
-        return *node == market.node;
+    async fn ask(&self, node: &PublicKey, from: u64, wait: bool) -> Result<(Vec<Block>, u64), PeerError> {
+        let asking = self.peers.with_session(node, async |session| session.blocks(from, wait).await);
+        let limit = BLOCKS_WAIT + bulk_timeout(BLOCKS_MAX_BYTES as u64);
+        timeout(limit, asking).await.unwrap_or(Err(PeerError::Stalled))
     }
-    for block in blocks {
-        let chain = market.chain.clone();
-        let taken = tokio::task::spawn_blocking(move || chain.accept(&block));
-        if let Err(error) = taken.await.expect("replaying a block does not panic") {
-            tracing::warn!(%node, %error, from, "a block is not taken");
-            break;
+
+    /// Takes over the state that `node` has, which the market has to have signed. Returns whether that went well.
+    async fn begin_from(&self, node: &PublicKey) -> bool {
+        let asking = self.peers.with_session(node, async |session| session.snapshot().await);
+        let limit = bulk_timeout(SNAPSHOT_MAX_BYTES as u64);
+        let fetched = timeout(limit, asking).await.unwrap_or(Err(PeerError::Stalled));
+        let (header, entries) = match fetched {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                tracing::warn!(%node, %error, "a peer gave no snapshot of the ledger");
+                return false;
+            }
+        };
+        let chain = self.market.chain.clone();
+        let taken = tokio::task::spawn_blocking(move || chain.restore(&header, entries));
+        match taken.await.expect("taking a snapshot does not panic") {
+            Ok(()) => {
+                let height = *self.market.chain.height().borrow();
+                tracing::info!(%node, height, "the ledger begins with a snapshot");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%node, %error, "a snapshot of the ledger is not taken");
+                false
+            }
         }
     }
-    *market.chain.height().borrow() >= from
+
+    /// Blocks from height `from` on: those that are here, or where the ledger began with a later one, other peers'.
+    ///
+    /// # Errors
+    /// [`ChainError`] when the metadata store fails.
+    pub async fn blocks(&self, from: u64) -> Result<Vec<Block>, ChainError> {
+        let chain = self.market.chain.clone();
+        let reading = tokio::task::spawn_blocking(move || chain.blocks(from, BLOCKS_PER_ANSWER_BYTES));
+        let here = reading.await.expect("reading blocks does not panic")?;
+        if !here.is_empty() || *self.market.chain.height().borrow() < from {
+            return Ok(here);
+        }
+        for node in self.sources() {
+            match self.ask(&node, from, false).await {
+                Ok((blocks, _)) if !blocks.is_empty() => return Ok(blocks),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%node, %error, "a peer gave no blocks"),
+            }
+        }
+        Ok(Vec::new())
+    }
 }
 
 /// Signs and submits this node's transactions, one after another.

@@ -270,6 +270,11 @@ impl Meta {
         Ok(())
     }
 
+    /// The store as it is now, whatever is written later.
+    pub fn freeze(&self) -> Frozen<'_> {
+        Frozen { meta: self, snapshot: self.db.snapshot() }
+    }
+
     /// Calls `visit` with each key of a table, in order.
     ///
     /// # Errors
@@ -296,6 +301,44 @@ impl Meta {
             std::ops::ControlFlow::Continue(())
         })?;
         Ok(records)
+    }
+}
+
+/// The store as it was at one moment. Old records are kept for as long as it lives.
+pub struct Frozen<'a> {
+    meta: &'a Meta,
+    snapshot: rocksdb::Snapshot<'a>,
+}
+
+impl Frozen<'_> {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn get<T: Serialize + DeserializeOwned>(
+        &self,
+        table: Table,
+        key: &[u8],
+    ) -> Result<Option<T>, MetaError> {
+        self.snapshot.get_cf(self.meta.table(table), key)?.map(|bytes| decode(table, &bytes)).transpose()
+    }
+
+    /// Calls `visit` with each key and record of a table, in order, until it says stop.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn scan<T: Serialize + DeserializeOwned>(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(&[u8], T) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), MetaError> {
+        for item in self.snapshot.iterator_cf(self.meta.table(table), IteratorMode::Start) {
+            let (key, value) = item?;
+            if visit(&key, decode(table, &value)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ use crate::earn::Earner;
 use crate::frames::PROTOCOL;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
-use crate::market::{Market, Wallet};
+use crate::market::{Follower, Market, Wallet};
 use crate::meta::Meta;
 use crate::peers::{Credentials, Peers};
 use crate::shards::Volume;
@@ -54,6 +54,8 @@ pub struct Node {
     pub client: Arc<Client>,
     /// The ledger.
     pub market: Arc<Market>,
+    /// Fetches what the ledger here lacks.
+    pub follower: Arc<Follower>,
     /// Signs this node's transactions.
     pub wallet: Arc<Wallet>,
     /// What the market is.
@@ -169,12 +171,19 @@ impl Node {
             book.clone(),
             Some(market.clone()),
         ));
+        let follower = Arc::new(Follower::new(
+            market.clone(),
+            client.peers.clone(),
+            addresses.clone(),
+            config.network.snapshot_after,
+        ));
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
             config,
             client,
             market,
+            follower,
             wallet,
             genesis,
             earner,
@@ -194,8 +203,7 @@ impl Node {
             tokio::spawn(earner.run(node.wallet.clone()));
         }
         if !node.market.is_here() {
-            let (market, peers) = (node.market.clone(), node.client.peers.clone());
-            tokio::spawn(crate::market::follow(market, peers, node.addresses.clone()));
+            tokio::spawn(node.follower.clone().run());
         }
         let serial = Authority::serial(&node.identity.grant);
         let (wallet, grant) = (node.wallet.clone(), node.identity.grant.clone());
@@ -333,7 +341,7 @@ impl Node {
 
     /// Tells peers that this node stops.
     pub async fn close(&self) {
-        self.direct.close().await;
+        tokio::join!(self.direct.close(), self.discovery.close());
     }
 }
 

@@ -16,6 +16,8 @@ use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::{CryptoError, HmacKey};
+use quinn_proto::HashedConnectionIdGenerator;
 use spare_market::keys::PublicKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 
@@ -234,6 +236,40 @@ pub fn transport_config() -> Arc<quinn::TransportConfig> {
     Arc::new(transport)
 }
 
+/// An endpoint's settings. A node that was killed and started anew ends the connections of its last process as soon as their peers send
+/// anything, since it makes the same stateless reset tokens (RFC 9000, section 10.3).
+fn endpoint_config(keypair: &Keypair) -> io::Result<quinn::EndpointConfig> {
+    let keypair = keypair.clone().try_into_ed25519().map_err(io::Error::other)?;
+    let reset_key = ResetKey(blake3::derive_key("spare 2026 stateless reset v1", keypair.secret().as_ref()));
+    // Not a secret: it tells connection ids that this node may have given from noise.
+    let cid_key = u64::from_le_bytes(
+        *blake3::hash(&keypair.public().to_bytes()).as_bytes().first_chunk().expect("a hash has 32 bytes"),
+    );
+    let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+    Ok(config)
+}
+
+/// Keyed BLAKE3, as the key of stateless reset tokens.
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let expected = blake3::keyed_hash(&self.0, data);
+        // Compared in constant time.
+        let is_good = signature.try_into().is_ok_and(|bytes| expected == blake3::Hash::from_bytes(bytes));
+        is_good.then_some(()).ok_or(CryptoError)
+    }
+}
+
 /// The endpoint of direct connections: dials and accepts on one UDP port.
 pub struct Direct {
     endpoint: quinn::Endpoint,
@@ -263,8 +299,8 @@ impl Direct {
         let _ = socket.set_send_buffer_size(4 << 20);
         socket.bind(&addr.into())?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint =
-            quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket.into(), runtime)?;
+        let config = endpoint_config(&keypair)?;
+        let endpoint = quinn::Endpoint::new(config, Some(server), socket.into(), runtime)?;
         Ok(Self {
             endpoint,
             keypair,

@@ -179,9 +179,9 @@ fn ledger(bytes: &[u8]) {
         canonical::<Terms>(&terms.bytes);
     }
     if let Ok(genesis) = from_bytes::<Genesis>(bytes, 1 << 20) {
-        let _ = Ledger::new(genesis.clone()).map(|mut ledger| {
+        let _ = Ledger::new(genesis.clone()).map(|ledger| {
             let submitted = vec![SignedBytes { bytes: bytes.to_vec(), ..stray() }];
-            ledger.make_block(u64::MAX, submitted, &Seed::from_entropy([1; 32]).account_key())
+            ledger.make(u64::MAX, submitted, &Seed::from_entropy([1; 32]).account_key())
         });
         let _ = genesis.period_at(u64::MAX);
     }

@@ -13,7 +13,7 @@ use spare::earn::Earner;
 use spare::frames::{Hello, Refusal, RefusalCode, Request, Response, read_frame, write_frame};
 use spare::home::{Identity, Ticket};
 use spare::index_log::IndexLogs;
-use spare::market::{Market, Wallet, follow};
+use spare::market::{Follower, Market, Wallet};
 use spare::meta::Meta;
 use spare::peers::{Credentials, Peers};
 use spare::shards::Volume;
@@ -148,7 +148,10 @@ impl HostileProvider {
             Transport::Auto,
         ));
         let market = Arc::new(Market::start(chain, &genesis, identity.node_key()));
-        tokio::spawn(follow(market.clone(), peers.clone(), discovery.addresses.clone()));
+        tokio::spawn(
+            Arc::new(Follower::new(market.clone(), peers.clone(), discovery.addresses.clone(), u64::MAX))
+                .run(),
+        );
         let wallet = Wallet::new(market, peers, identity.node_key());
         // Nobody makes deals with a node that is not on the ledger.
         wallet.register(identity.grant.clone(), Authority::serial(&identity.grant)).await;

@@ -342,7 +342,7 @@ impl Net {
             if blocks.is_empty() {
                 return ledger;
             }
-            for block in &blocks {
+            for block in blocks {
                 ledger.accept(block).expect("every rule holds");
             }
         }

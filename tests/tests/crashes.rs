@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use std::process::Stdio;
+
 use serde_json::Value;
 use spare_tests::net::{Net, Node, wait_for};
 
@@ -88,28 +90,40 @@ fn a_crash_at_any_point_leaves_both_sides_of_one_mind() {
             let times = 1 + seed % 3;
             node(&mut net, who).stop();
             node(&mut net, who).start_to_crash(&format!("{point}:{times}"));
+            let mut putting = net.client.command(&put).stdout(Stdio::null()).spawn().unwrap();
+            let mut withdrawing = Vec::new();
             wait_for(point, || {
                 // Whether it is taken or not: what counts is that the node comes to the point.
-                let _ = net.client.run(&put);
-                if who == Who::Market {
-                    let _ = net.providers[1].run(&["withdraw"]);
+                if putting.try_wait().unwrap().is_some() {
+                    putting = net.client.command(&put).stdout(Stdio::null()).spawn().unwrap();
+                    if who == Who::Market {
+                        withdrawing.push(
+                            net.providers[1].command(&["withdraw"]).stdout(Stdio::null()).spawn().unwrap(),
+                        );
+                    }
                 }
                 node(&mut net, who).has_ended().then_some(())
             });
             let crashed = node(&mut net, who);
             crashed.kill();
             crashed.start();
+            for mut child in withdrawing.into_iter().chain([putting]) {
+                child.wait().unwrap();
+            }
             wait_for("the put to be done", || net.client.run(&put).status.success().then_some(()));
             assert!(net.read(name) == std::fs::read(&file).unwrap(), "{point}, seed {seed}");
             agree(&net);
             println!("seed {seed}, {point}: {:.1} s", started.elapsed().as_secs_f64());
         }
-        wait_for("old shards to be let go", || {
-            let deals = net.client.ok(&["deals"]);
-            // Each blob has one shard at each provider, of at most 160 kB.
-            let is_small = |d: &Value| d["bytes"].as_u64().unwrap() <= 2 * 160_000;
-            deals.as_array().unwrap().iter().all(is_small).then_some(())
-        });
+        // Shards are let go every 15 s.
+        if seed % 10 == 0 {
+            wait_for("old shards to be let go", || {
+                let deals = net.client.ok(&["deals"]);
+                // Each blob has one shard at each provider, of at most 160 kB.
+                let is_small = |d: &Value| d["bytes"].as_u64().unwrap() <= 2 * 160_000;
+                deals.as_array().unwrap().iter().all(is_small).then_some(())
+            });
+        }
         let paid: u128 =
             net.providers.iter().map(|p| credits(&p.ok(&["withdraw"])["balance"]["earned"])).sum();
         assert!(paid > 0);

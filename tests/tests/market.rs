@@ -55,6 +55,19 @@ fn credits_issued_at_the_market_are_seen_by_all_and_anyone_verifies() {
         (market.ok(&["market", "report"])["nodes"] == 5).then_some(())
     });
     assert_eq!(caught_up(&net, &late)["issued"], "1012.500000000001");
+
+    // One that begins with a snapshot comes to the same, goes on from there, and replays what was before by other peers' blocks.
+    let brief = ["--join", &net.ticket, "--set", "network.snapshot_after=3"];
+    let mut brief = Node::init(net.dir.path().join("brief"), 98, &brief);
+    brief.start();
+    wait_for("the node to be registered", || (market.ok(&["market", "report"])["nodes"] == 6).then_some(()));
+    assert!(brief.log().contains("the ledger begins with a snapshot"), "{}", brief.log());
+    let report = caught_up(&net, &brief);
+    assert_eq!(report["state_root"], market.ok(&["market", "report"])["state_root"]);
+    assert_eq!(brief.ok(&["market", "verify"])["state_root"], report["state_root"]);
+    brief.stop();
+    brief.start();
+    assert_eq!(caught_up(&net, &brief)["state_root"], report["state_root"]);
 }
 
 #[test]

@@ -19,7 +19,6 @@ use utoipa::{IntoParams, ToSchema};
 use super::{ApiError, ErrorBody, Shared};
 use crate::config::{Code, MaxPrice};
 use crate::deals::{AuditState, DealError};
-use crate::limits::BLOCKS_PER_ANSWER_BYTES;
 use crate::node::Node;
 
 /// An account's money. Amounts are decimal text, in credits.
@@ -114,7 +113,7 @@ fn report(ledger: &Ledger, is_here: bool) -> MarketReport {
         height: tip.height,
         time_s: tip.time_s,
         block_hash: hex(tip.hash),
-        state_root: hex(ledger.state_root()),
+        state_root: hex(ledger.state().root()),
         period: ledger.period(),
         period_s: genesis.period_s,
         fee_bps: genesis.fee_bps,
@@ -164,15 +163,15 @@ pub(super) struct BlocksQuery {
     from: u64,
 }
 
-/// Sends blocks in their canonical encoding, as many as come to about a mebibyte; none when there are no more.
+/// Sends blocks in their canonical encoding, as many as come to about a mebibyte; none when there are no more. Those from before this node's
+/// snapshot come from other peers.
 #[utoipa::path(get, path = "/v1/market/blocks", params(BlocksQuery),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 401, body = ErrorBody)))]
 pub(super) async fn market_blocks(
     State(node): Shared,
     Query(query): Query<BlocksQuery>,
 ) -> Result<Vec<u8>, ApiError> {
-    let blocks = node.market.chain.blocks(query.from.max(1), BLOCKS_PER_ANSWER_BYTES)?;
-    Ok(spare_proofs::encode::to_bytes(&blocks))
+    Ok(spare_proofs::encode::to_bytes(&node.follower.blocks(query.from.max(1)).await?))
 }
 
 /// What is asked about.

@@ -162,11 +162,11 @@ async fn verify(context: &Context) -> anyhow::Result<()> {
         let wanted = (report.height - ledger.tip().height) as usize;
         for block in blocks.into_iter().take(wanted) {
             txs += block.txs.len();
-            ledger.accept(&block)?;
+            ledger.accept(block)?;
         }
     }
     ledger.state().check_all()?;
-    let root = blake3::Hash::from_bytes(ledger.state_root()).to_hex().to_string();
+    let root = blake3::Hash::from_bytes(ledger.state().root()).to_hex().to_string();
     if root != report.state_root {
         let message = format!("replaying leads to root {root}, the node has {}", report.state_root);
         return Err(Reported { code: "other_root".into(), message }.into());

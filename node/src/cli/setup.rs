@@ -49,8 +49,10 @@ fn config_text(args: &InitArgs, peers: &[String], operator: &str) -> anyhow::Res
     table.retain(|_, value| value.as_table().is_some_and(|t| !t.is_empty()));
     if !peers.is_empty() {
         let peers = peers.iter().cloned().map(toml::Value::String).collect();
-        let network = toml::Table::from_iter([("peers".to_owned(), toml::Value::Array(peers))]);
-        table.insert("network".into(), toml::Value::Table(network));
+        let network = table.entry("network").or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        if let toml::Value::Table(network) = network {
+            network.insert("peers".to_owned(), toml::Value::Array(peers));
+        }
     }
     Ok(format!("# `spare config show --origin` lists all settings.\n\n{}", toml::to_string(&table)?))
 }

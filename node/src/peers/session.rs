@@ -13,6 +13,7 @@ use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
 use spare_market::receipt::{ReadAnswer, Transcript};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
+use spare_market::state::{Entry, Key};
 use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier};
@@ -24,7 +25,7 @@ use super::{Credentials, FRESH_FOR, PeerError};
 use crate::frames::{DealState, FrameError, Hello, Request, Response, read_frame, write_frame};
 use crate::limits::{
     ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DIAL_TIMEOUT,
-    HELLO_TIMEOUT, RECEIPT_TIMEOUT, STALL_TIMEOUT, SUBMIT_TIMEOUT,
+    HELLO_TIMEOUT, RECEIPT_TIMEOUT, SNAPSHOT_MAX_BYTES, STALL_TIMEOUT, SUBMIT_TIMEOUT,
 };
 use crate::market::NotTaken;
 use crate::transport::Wire;
@@ -61,7 +62,7 @@ impl Session {
     }
 
     /// Whether the peer still answers on this session. One that rested for longer than a moment is asked for a sign of life: its peer may
-    /// have been restarted, which no packet tells.
+    /// have been killed, which no packet tells before it runs again.
     pub(super) async fn is_alive(&mut self) -> bool {
         if !self.wire.recv.buffer().is_empty() {
             return false;
@@ -259,17 +260,45 @@ impl Session {
         Ok(())
     }
 
-    /// Blocks of the ledger from height `from` on; none when there are none yet, after a while.
+    /// Blocks of the ledger from height `from` on, and the height of the newest one that the peer has. If there are none yet, the peer may wait
+    /// for one for a while.
     ///
     /// # Errors
     /// [`PeerError`].
-    pub async fn blocks(&mut self, from: u64) -> Result<Vec<Block>, PeerError> {
+    pub async fn blocks(&mut self, from: u64, wait: bool) -> Result<(Vec<Block>, u64), PeerError> {
         self.in_step = false;
-        in_time(write_frame(&mut self.wire.send, &Request::Blocks { from })).await?;
-        let Response::Blocks { len } = self.response_within(BLOCKS_WAIT + HELLO_TIMEOUT).await? else {
+        in_time(write_frame(&mut self.wire.send, &Request::Blocks { from, wait })).await?;
+        let answer = self.response_within(BLOCKS_WAIT + HELLO_TIMEOUT).await?;
+        let Response::Blocks { len, height } = answer else {
             return Err(PeerError::Protocol("another answer than blocks"));
         };
-        self.bulk(len, BLOCKS_MAX_BYTES).await
+        Ok((self.bulk(len, BLOCKS_MAX_BYTES).await?, height))
+    }
+
+    /// The ledger's state at the peer, unchecked, and the header of the block that it says to be after.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn snapshot(&mut self) -> Result<(SignedBytes, Vec<(Key, Entry)>), PeerError> {
+        let Response::Snapshot { header } = self.request(&Request::Snapshot).await? else {
+            return Err(PeerError::Protocol("another answer than a snapshot"));
+        };
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        loop {
+            match self.response().await? {
+                Response::Entries(more) => {
+                    bytes += to_bytes(&more).len();
+                    if more.is_empty() || bytes > SNAPSHOT_MAX_BYTES {
+                        return Err(PeerError::Protocol("a snapshot without end"));
+                    }
+                    entries.extend(more);
+                }
+                Response::Done => break,
+                _ => return Err(PeerError::Protocol("another end than done")),
+            }
+        }
+        self.in_step = true;
+        Ok((header, entries))
     }
 
     /// Puts a transaction on the ledger, if the peer is the market. Returns the height of its block, or why the ledger refused it.

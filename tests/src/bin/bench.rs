@@ -339,9 +339,9 @@ fn ledger_speeds() -> anyhow::Result<()> {
         .map(|(deal, total)| tx(2, Action::Redeem { voucher: voucher(deal, total) }))
         .collect();
     let mut follower = ledger.clone();
-    let opened = ledger.make_block(100, first.clone(), &market)?;
+    let opened = ledger.make(100, first.clone(), &market)?;
     ensure!(opened.outcomes.iter().all(Result::is_ok), "all deals open");
-    follower.accept(&opened.block.context("a block with transactions is made")?)?;
+    follower.accept(ledger.take(opened.next.context("a block with transactions is made")?))?;
 
     let bare = Instant::now();
     for redeem in &redeems {
@@ -353,13 +353,13 @@ fn ledger_speeds() -> anyhow::Result<()> {
     let (mut made_in, mut replayed_in, mut bytes) = (Duration::ZERO, Duration::ZERO, 0);
     for txs in redeems.chunks(BLOCK_TXS_MAX) {
         let started = Instant::now();
-        let made = ledger.make_block(4000, txs.to_vec(), &market)?;
+        let made = ledger.make(4000, txs.to_vec(), &market)?;
+        let block = ledger.take(made.next.context("a block with transactions is made")?);
         made_in += started.elapsed();
         ensure!(made.outcomes.iter().all(Result::is_ok), "all vouchers are paid");
-        let block = made.block.context("a block with transactions is made")?;
         bytes += spare_proofs::encode::to_bytes(&block).len();
         let started = Instant::now();
-        follower.accept(&block)?;
+        follower.accept(block)?;
         replayed_in += started.elapsed();
     }
     let per_s = |took: Duration| redeems.len() as f64 / took.as_secs_f64();
