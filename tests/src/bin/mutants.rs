@@ -178,8 +178,8 @@ const MUTANTS: &[Mutant] = &[
     ("deal.rs", "v1.expires_s <= now_s.saturating_add(TERMS_LIFE_MAX_S)", "true", "terms are short-lived"),
     (
         "state.rs",
-        "hasher.update(&key_hash).update(&to_bytes(entry));",
-        "hasher.update(&key_hash);",
+        "hasher.update(key_hash).update(&to_bytes(entry));",
+        "hasher.update(key_hash);",
         "the root covers entries",
     ),
     (
