@@ -3,6 +3,7 @@
 //! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, and each transfer as a whole;
 //! sessions are bounded in all, per peer and per network, and whatever is unfinished when a peer goes away is undone.
 
+mod index;
 mod ledger;
 mod read;
 
@@ -12,12 +13,10 @@ use std::time::{Duration, Instant};
 
 use spare_market::deal::DealId;
 use spare_market::grant::{Authority, Scope};
-use spare_market::index::IndexEntry;
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::placement::Subnet;
 use spare_market::receipt::Receipt;
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
-use spare_proofs::encode::from_bytes;
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -27,7 +26,7 @@ use crate::earn::Earner;
 use crate::frames::{
     FrameError, Hello, Refusal, RefusalCode, Request, Response, decode, read_body, read_frame, write_frame,
 };
-use crate::index_log::{AppendError, IndexLogs};
+use crate::index_log::IndexLogs;
 use crate::limits::{
     BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, SESSIONS_MAX,
     SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout, count_down,
@@ -406,75 +405,6 @@ impl Answerer {
             .map(|root| earner.volume().record(&owner, root).map(|r| r.is_some()))
             .collect::<Result<_, _>>();
         held.map(Response::Holding).map_err(|e| refusal(e.into()))
-    }
-
-    fn index_end(&self, authority: Option<&Authority>) -> Result<Response, Refusal> {
-        let (account, _) = self.storage(authority, Scope::Read)?;
-        self.logs.end(&account).map(Response::IndexEnd).map_err(|e| refusal(e.into()))
-    }
-
-    async fn index_append(
-        &self,
-        wire: &mut Wire,
-        authority: Option<&Authority>,
-        len: u32,
-    ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let account = match self.storage(authority, Scope::Store) {
-            Ok((account, _)) => account,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let max = spare_market::index::BODY_MAX_BYTES + 1024;
-        if len as usize > max {
-            return Ok(Err(Refusal::new(RefusalCode::TooLarge, format!("an entry has at most {max} bytes"))));
-        }
-        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many())) };
-        within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
-        let mut bytes = vec![0; len as usize];
-        within(bulk_timeout(len.into()), fill(wire, &mut bytes)).await?;
-        let bad = |why: String| Refusal::new(RefusalCode::BadIndexEntry, why);
-        // The signer may be an earlier node of the account: whoever writes next also carries old entries to lagging copies.
-        let checked = from_bytes::<SignedBytes>(&bytes, max)
-            .map_err(|e| bad(e.to_string()))
-            .and_then(|raw| raw.check::<IndexEntry>(self.network).map_err(|e| bad(e.to_string())));
-        let entry = match checked {
-            Ok(entry) => entry,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let logs = self.logs.clone();
-        let appended =
-            tokio::task::spawn_blocking(move || logs.append(&account, &entry, Default::default())).await?;
-        Ok(appended.map(|_| Response::Done).map_err(|error| match error {
-            AppendError::Meta(error) => refusal(error.into()),
-            full @ AppendError::NoRoom => Refusal::new(RefusalCode::NoRoom, full.to_string()),
-            other => bad(other.to_string()),
-        }))
-    }
-
-    async fn index_read(
-        &self,
-        wire: &mut Wire,
-        authority: Option<&Authority>,
-        seq: u64,
-    ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        if let Err(refusal) = self.storage(authority, Scope::Read) {
-            return Ok(Err(refusal));
-        }
-        let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many())) };
-        let read = self.storage(authority, Scope::Read).and_then(|(account, _)| {
-            let entry = self.logs.read(&account, seq).map_err(|e| refusal(e.into()))?;
-            entry.ok_or_else(|| Refusal::new(RefusalCode::NotHere, format!("there is no entry {seq}")))
-        });
-        let entry = match read {
-            Ok(entry) => spare_proofs::encode::to_bytes(&entry),
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        send_bulk(wire, &Response::IndexEntry { len: entry.len() as u32 }, &entry).await?;
-        Ok(Ok(Response::Done))
-    }
-
-    /// A place among the index entries on their way, if one is free before long.
-    async fn index_permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        timeout(HELLO_TIMEOUT, self.index_transfers.acquire()).await.ok()?.ok()
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 mod blobs;
+mod deals;
 mod market;
 
 use axum::Router;
@@ -182,7 +183,8 @@ impl From<SubmitError> for ApiError {
 }
 
 pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo};
-pub use market::{Balance, DealInfo, Earnings, Funding, MarketReport, Quote, Spending, Withdrawn};
+pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
+pub use market::{Balance, Funding, MarketReport, Quote};
 
 type Shared = State<Arc<Node>>;
 
@@ -201,9 +203,9 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(market::market_fund))
         .routes(routes!(market::market_blocks))
         .routes(routes!(market::quote))
-        .routes(routes!(market::list_deals))
-        .routes(routes!(market::close_deal))
-        .routes(routes!(market::withdraw))
+        .routes(routes!(deals::list_deals))
+        .routes(routes!(deals::close_deal))
+        .routes(routes!(deals::withdraw))
         .split_for_parts();
     let guarded = routes
         .layer(from_fn_with_state(Arc::new(blake3::hash(token.as_bytes())), require_token))
@@ -474,7 +476,7 @@ fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status), (status = 401, body = ErrorBody)))]
 async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
     let blobs = node.client.catalog.all()?;
-    let earnings = market::earnings(&node)?;
+    let earnings = deals::earnings(&node)?;
     let provider = node.earner.as_ref().map(|earner| earner.volume().room()).map(|room| ProviderStatus {
         earnings,
         offered_bytes: room.offered_bytes,
@@ -496,7 +498,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         known_providers: node.client.peers.book.valid(unix_now_s()).len(),
         blob_bytes: blobs.iter().map(|(_, entry)| entry.bytes).sum(),
         blobs: blobs.len(),
-        spending: market::spending(&node)?,
+        spending: deals::spending(&node)?,
         provider,
         received_bytes: node.traffic.received_bytes.load(Ordering::Relaxed),
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
