@@ -156,6 +156,11 @@ impl StorageDue {
         self.0.checked_add(other.0).map(Self)
     }
 
+    /// The difference, at least nothing.
+    pub fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
     /// This, `times` over, or `None` beyond any money.
     pub fn checked_mul(self, times: u64) -> Option<Self> {
         self.0.checked_mul(times.into()).map(Self)

@@ -4,10 +4,12 @@
 //! it, so a market that breaks the rules is found out by the first one who replays.
 
 use serde::{Deserialize, Serialize};
+use spare_proofs::cipher::Secret;
 use spare_proofs::encode::to_bytes;
 
+use crate::beacon::{self, Beacon, BeaconChain};
 use crate::genesis::{Genesis, GenesisError};
-use crate::keys::SigningSecret;
+use crate::keys::{PublicKey, SigningSecret};
 use crate::ledger::{self, Context};
 use crate::signed::{NetworkId, Signable, Signed, SignedBytes, SignedError};
 use crate::state::{Change, Changes, Draft, Entry, Key, NotConserved, State};
@@ -15,6 +17,8 @@ use crate::tx::{Event, Refused};
 
 /// Most transactions of a block.
 pub const BLOCK_TXS_MAX: usize = 1000;
+/// Most bytes of a block's transactions.
+pub const BLOCK_MAX_BYTES: usize = 4 << 20;
 
 /// A block's header, signed by the market.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,12 +35,14 @@ pub enum Header {
         txs_hash: [u8; 32],
         /// Root of the state after this block.
         state_root: [u8; 32],
+        /// The beacon of the period that this block's time lies in.
+        beacon: Beacon,
     },
 }
 
 impl Signable for Header {
     const DOMAIN: &'static str = "spare 2026 block header v1";
-    const MAX_BYTES: usize = 128;
+    const MAX_BYTES: usize = 160;
 }
 
 /// A block.
@@ -83,6 +89,12 @@ pub enum BlockError {
         height: u64,
         /// The newest.
         tip: u64,
+    },
+    /// The beacon is not that of the block's period.
+    #[error("the beacon of block {height} does not follow")]
+    Beacon {
+        /// Its height.
+        height: u64,
     },
     /// The transactions are not those of the header, or too many.
     #[error("block {height} does not hold the transactions that its header names")]
@@ -140,6 +152,46 @@ fn txs_hash(txs: &[SignedBytes]) -> [u8; 32] {
 fn header_hash(header: &SignedBytes) -> [u8; 32] {
     blake3::derive_key("spare 2026 block header hash v1", &header.bytes)
 }
+
+/// What the market's operator alone knows: the key that signs blocks, and all beacons.
+pub struct Operator {
+    key: SigningSecret,
+    beacons: BeaconChain,
+}
+
+impl Operator {
+    /// The operator of the market whose node key is made from `node_secret`. Computes for a tenth of a second.
+    pub fn new(node_secret: &Secret) -> Self {
+        let key = SigningSecret::from_secret(node_secret);
+        Self { key, beacons: BeaconChain::new(&node_secret.derive("spare 2026 beacon secret v1", &[])) }
+    }
+
+    /// The market's node key.
+    pub fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// The beacon of period 0, for the genesis.
+    pub fn first_beacon(&self) -> Beacon {
+        self.beacons.at(0)
+    }
+}
+
+/// How many of `txs` fit a block.
+pub fn fitting(txs: &[SignedBytes]) -> usize {
+    let mut left = BLOCK_MAX_BYTES;
+    let fits = |tx: &&SignedBytes| match left.checked_sub(tx.bytes.len() + SIGNED_OVERHEAD_BYTES) {
+        Some(less) => {
+            left = less;
+            true
+        }
+        None => false,
+    };
+    txs.iter().take(BLOCK_TXS_MAX).take_while(fits).count()
+}
+
+/// Bytes of a signed record beside what was signed: lengths, signer and signature.
+const SIGNED_OVERHEAD_BYTES: usize = 128;
 
 /// What became of a transaction that was submitted.
 pub type Outcome = Result<Event, Refused>;
@@ -239,7 +291,7 @@ impl Ledger {
         self.genesis.period_at(self.tip.time_s)
     }
 
-    /// Makes the next block of `submitted` transactions at unix time `now_s`. Those that are refused are left out. Without any, a block is made
+    /// Makes the next block of `submitted` transactions, which [fit](fitting), at unix time `now_s`. Those that are refused are left out. Without any, a block is made
     /// only if it is the first, or the first of its period: refused transactions leave no trace.
     ///
     /// # Errors
@@ -248,12 +300,13 @@ impl Ledger {
         &self,
         now_s: u64,
         submitted: Vec<SignedBytes>,
-        market_key: &SigningSecret,
+        operator: &Operator,
     ) -> Result<Made, NotConserved> {
         let (height, time_s) = (self.tip.height + 1, now_s.max(self.tip.time_s));
+        let beacon = operator.beacons.at(self.genesis.period_at(time_s));
         let context = Context::new(&self.genesis, self.network, height, time_s);
         let mut draft = Draft::new(&self.state);
-        ledger::begin_block(&mut draft, &context);
+        ledger::begin_block(&mut draft, &context, beacon);
         let mut txs = Vec::with_capacity(submitted.len());
         let mut outcomes = Vec::with_capacity(submitted.len());
         for tx in submitted {
@@ -274,8 +327,9 @@ impl Ledger {
             previous: self.tip.hash,
             txs_hash: txs_hash(&txs),
             state_root: change.root(),
+            beacon,
         };
-        let header = Signed::new(header, self.network, market_key).raw().clone();
+        let header = Signed::new(header, self.network, &operator.key).raw().clone();
         let tip = Tip { height, time_s, hash: header_hash(&header) };
         Ok(Made { next: Some(Next { block: Block { header, txs }, tip, change }), outcomes })
     }
@@ -285,17 +339,25 @@ impl Ledger {
     /// # Errors
     /// [`BlockError`].
     pub fn replay(&self, block: Block) -> Result<(Next, Vec<Event>), BlockError> {
-        let Header::V1 { height, time_s, previous, txs_hash: expected_txs, state_root } =
+        let Header::V1 { height, time_s, previous, txs_hash: expected_txs, state_root, beacon } =
             self.check_header(&block.header)?;
         if height != self.tip.height + 1 || previous != self.tip.hash || time_s < self.tip.time_s {
             return Err(BlockError::Order { height, tip: self.tip.height });
         }
-        if block.txs.len() > BLOCK_TXS_MAX || txs_hash(&block.txs) != expected_txs {
+        if fitting(&block.txs) < block.txs.len() || txs_hash(&block.txs) != expected_txs {
             return Err(BlockError::Txs { height });
         }
         let context = Context::new(&self.genesis, self.network, height, time_s);
+        let totals = self.state.totals();
+        let (known, known_period) = match totals.beacons.last() {
+            Some(known) => (*known, totals.period),
+            None => (self.genesis.v1().beacon, 0),
+        };
+        if !beacon::follows((&beacon, context.period), (&known, known_period)) {
+            return Err(BlockError::Beacon { height });
+        }
         let mut draft = Draft::new(&self.state);
-        ledger::begin_block(&mut draft, &context);
+        ledger::begin_block(&mut draft, &context, beacon);
         let mut events = Vec::with_capacity(block.txs.len());
         for (index, tx) in block.txs.iter().enumerate() {
             let event = ledger::apply(&mut draft, &context, tx);

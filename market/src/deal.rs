@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use spare_proofs::encode::to_bytes;
 
 use crate::amount::{Amount, PRICE_MAX, ReadPrice, StorageDue, StoragePrice};
+use crate::claim::Claiming;
 use crate::head::AnchoredHead;
 use crate::keys::PublicKey;
 use crate::signed::Signable;
@@ -124,23 +125,69 @@ pub struct Deal {
     pub paid: Amount,
     /// The market's share of `paid`.
     pub fee: Amount,
-    /// The last period that a voucher paid for, if any.
+    /// What is left of the provider's pledge.
+    pub collateral: Amount,
+    /// The last period that is settled, if any: a voucher or a claim paid for it, or nobody showed that it is to be paid.
     pub paid_through: Option<u64>,
-    /// Raised by each claim without the client; vouchers of an earlier epoch no longer count.
+    /// Bytes read that are paid for.
+    pub read_bytes: u64,
+    /// Raised when the provider starts to claim without the client; vouchers of an earlier epoch no longer count.
     pub epoch: u32,
     /// The newest head that was put on the ledger.
     pub head: Option<AnchoredHead>,
+    /// The tick in which that was.
+    pub anchored_tick: u64,
+    /// The newest head of all earlier ticks, if it is another.
+    pub prior: Option<AnchoredHead>,
+    /// Since when the provider claims, if it does: no voucher came.
+    pub claiming: Option<Claiming>,
+    /// Challenges that are not answered. A deal is not settled before they are dealt with.
+    pub challenges: u32,
     /// The client's nodes that put money into the deal. They sign its heads and vouchers for as long as it lasts, also when their grants
     /// end or are revoked: what they signed is not to be had back. Other nodes of the account do not.
     pub signers: Vec<PublicKey>,
 }
 
 impl Deal {
-    /// Whether a closing deal's time is over at unix time `now_s`, when the ledger has counted `ticks` living periods. Until its terms have
+    /// A deal as it is opened by `signer`, a node of the client.
+    pub fn open(terms: TermsV1, escrow: Amount, signer: PublicKey) -> Self {
+        Self {
+            status: Status::Open,
+            escrow,
+            paid: Amount::ZERO,
+            fee: Amount::ZERO,
+            collateral: terms.collateral,
+            paid_through: None,
+            read_bytes: 0,
+            epoch: 0,
+            head: None,
+            anchored_tick: 0,
+            prior: None,
+            claiming: None,
+            challenges: 0,
+            signers: vec![signer],
+            terms,
+        }
+    }
+
+    /// Whether a closing deal's time is over at unix time `now_s`, when the ledger has counted `ticks` living periods, and no challenge is open. Until its terms have
     /// expired somebody could open the same deal again, and redeem its old vouchers.
     pub fn can_be_settled(&self, ticks: u64, now_s: u64) -> bool {
         let Status::Closing { since_tick } = self.status else { return false };
-        ticks >= since_tick + CLOSING_PERIODS && now_s >= self.terms.expires_s
+        ticks >= since_tick + CLOSING_PERIODS && now_s >= self.terms.expires_s && self.challenges == 0
+    }
+
+    /// Puts a newer head on the ledger in `tick`.
+    pub fn anchor(&mut self, head: AnchoredHead, tick: u64) {
+        if self.anchored_tick < tick {
+            self.prior = self.head;
+        }
+        (self.head, self.anchored_tick) = (Some(head), tick);
+    }
+
+    /// The newest head that was on the ledger before `tick`, which is the running one, began.
+    pub fn head_before(&self, tick: u64) -> Option<AnchoredHead> {
+        if self.anchored_tick < tick { self.head } else { self.prior }
     }
 }
 

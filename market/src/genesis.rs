@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use spare_proofs::encode::to_bytes;
 
+use crate::beacon::Beacon;
 use crate::keys::PublicKey;
 use crate::signed::NetworkId;
 
@@ -30,6 +31,8 @@ pub struct GenesisV1 {
     pub started_s: u64,
     /// Length of a period in seconds.
     pub period_s: u32,
+    /// The beacon of period 0; see [`crate::beacon`].
+    pub beacon: Beacon,
     /// The market's share of every payment to a provider, in ten-thousandths.
     pub fee_bps: u16,
     /// Random, so that no two markets are one network.

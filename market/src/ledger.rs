@@ -8,14 +8,17 @@
 //!
 //! Each rule reads from top to bottom: who signs, what is there, what must hold, what changes.
 
+mod claims;
+
 use crate::amount::{Amount, SUPPLY_MAX};
+use crate::beacon::Beacon;
 use crate::deal::{Deal, DealId, SIGNERS_MAX, Status, Terms};
 use crate::genesis::{Genesis, GenesisV1};
 use crate::grant::{Grant, Scope};
 use crate::head::{AnchoredHead, FullHead, Head};
 use crate::keys::PublicKey;
 use crate::signed::{NetworkId, Signed, SignedBytes};
-use crate::state::{Account, Delegate, Draft, Entry, Key};
+use crate::state::{Account, BEACONS_KEPT, Delegate, Draft, Entry, Key};
 use crate::tx::{Action, Event, Refused, Tx};
 use crate::voucher::Voucher;
 
@@ -41,12 +44,17 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Counts a period in which there is a block, when a block begins.
-pub fn begin_block(state: &mut Draft<'_>, context: &Context<'_>) {
+/// Counts a period in which there is a block, when a block begins: a tick. `beacon` is the period's.
+pub fn begin_block(state: &mut Draft<'_>, context: &Context<'_>, beacon: Beacon) {
     let mut totals = state.totals();
     if totals.ticks == 0 || context.period > totals.period {
+        totals.previous_period = if totals.ticks == 0 { context.period } else { totals.period };
         totals.ticks += 1;
         totals.period = context.period;
+        totals.beacons.push(beacon);
+        if totals.beacons.len() > BEACONS_KEPT {
+            totals.beacons.remove(0);
+        }
         state.put(Key::Totals, Entry::Totals(totals));
     }
 }
@@ -77,6 +85,13 @@ pub fn apply(state: &mut Draft<'_>, context: &Context<'_>, tx: &SignedBytes) -> 
         Action::Redeem { voucher } => rules.redeem(state, voucher),
         Action::Close { deal, head } => rules.close(state, *deal, head.as_ref()),
         Action::Settle { deal } => rules.settle(state, *deal),
+        Action::Pledge { deal, amount } => rules.pledge(state, *deal, *amount),
+        Action::StartClaims { deal } => rules.start_claims(state, *deal),
+        Action::Claim { tick, openings } => rules.claim(state, *tick, openings),
+        Action::Lapse { node } => rules.lapse(state, node),
+        Action::Challenge { deal } => rules.challenge(state, *deal),
+        Action::Answer { deal, challenger, openings } => rules.answer(state, *deal, *challenger, openings),
+        Action::Forfeit { deal, challenger } => rules.forfeit(state, *deal, *challenger),
     }?;
     // Rules that spend have written the delegate anew.
     let mut delegate = state.delegate(&signer).cloned().expect("nothing unregisters");
@@ -208,17 +223,7 @@ impl Rules<'_> {
         put_account(state, terms.client, client);
         put_account(state, terms.provider, provider);
         state.put(Key::Delegate(self.signer), Entry::Delegate(delegate));
-        let deal = Deal {
-            terms,
-            status: Status::Open,
-            escrow,
-            paid: Amount::ZERO,
-            fee: Amount::ZERO,
-            paid_through: None,
-            epoch: 0,
-            head: None,
-            signers: vec![self.signer],
-        };
+        let deal = Deal::open(terms, escrow, self.signer);
         state.put(Key::Deal(id), Entry::Deal(Box::new(deal)));
         Ok(Event::Opened { deal: id })
     }
@@ -271,7 +276,7 @@ impl Rules<'_> {
     fn anchor(&self, state: &mut Draft<'_>, head: &FullHead) -> Result<Event, Refused> {
         let (mut deal, head) = self.superseding(state, head)?;
         let (id, seq) = (head.head.deal, head.head.seq);
-        deal.head = Some(head);
+        deal.anchor(head, state.totals().ticks);
         state.put(Key::Deal(id), Entry::Deal(Box::new(deal)));
         Ok(Event::Anchored { deal: id, seq })
     }
@@ -303,7 +308,9 @@ impl Rules<'_> {
         deal.escrow = deal.escrow.saturating_sub(amount);
         deal.paid = paid;
         deal.fee = deal.fee.checked_add(fee).ok_or(Refused::Supply)?;
-        deal.paid_through = voucher.paid_through;
+        (deal.paid_through, deal.read_bytes) = (voucher.paid_through, voucher.read_bytes);
+        // The client is back.
+        deal.claiming = None;
         let net = amount.saturating_sub(fee);
         let mut client = state.account(&deal.terms.client);
         client.spent = client.spent.checked_add(amount).ok_or(Refused::Supply)?;
@@ -328,7 +335,7 @@ impl Rules<'_> {
             if head.head.deal != id {
                 return Err(Refused::NotAParty);
             }
-            deal.head = Some(head);
+            deal.anchor(head, state.totals().ticks);
         }
         deal.status = Status::Closing { since_tick: state.totals().ticks };
         state.put(Key::Deal(id), Entry::Deal(Box::new(deal)));
@@ -340,13 +347,15 @@ impl Rules<'_> {
         if !deal.can_be_settled(state.totals().ticks, self.context.time_s) {
             return Err(Refused::NotDue);
         }
-        for (party, amount) in
-            [(deal.terms.client, deal.escrow), (deal.terms.provider, deal.terms.collateral)]
-        {
-            let mut account = state.account(&party);
-            account.free = account.free.checked_add(amount).expect("no more than was issued");
-            put_account(state, party, account);
-        }
+        // What is to be burned goes first.
+        let deal = if deal.claiming.is_some() {
+            claims::fall_silent(state, self.context, &deal.terms.node);
+            state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?
+        } else {
+            deal
+        };
+        give(state, deal.terms.client, deal.escrow);
+        give(state, deal.terms.provider, deal.collateral);
         state.remove(Key::Deal(id));
         Ok(Event::Closed { deal: id, returned: deal.escrow })
     }
@@ -359,6 +368,13 @@ impl Rules<'_> {
             self.delegate.account == deal.terms.provider && self.delegate.scopes.contains(&Scope::Provide);
         if is_client || is_provider { Ok(()) } else { Err(Refused::NotAParty) }
     }
+}
+
+/// Gives money that was in the ledger already.
+fn give(state: &mut Draft<'_>, to: PublicKey, amount: Amount) {
+    let mut account = state.account(&to);
+    account.free = account.free.checked_add(amount).expect("no more than was issued");
+    put_account(state, to, account);
 }
 
 fn put_account(state: &mut Draft<'_>, key: PublicKey, account: Account) {

@@ -5,12 +5,23 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::amount::{Amount, ReadPrice, StorageDue};
+use crate::amount::{Amount, StorageDue};
 use crate::head::HeadV1;
 
 /// What storage has cost under a deal's heads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meter {
+    now: Point,
+    /// How it stood at the end of earlier periods in which heads were taken, at most [`EARLIER_KEPT`], newest last.
+    earlier: Vec<Point>,
+}
+
+/// Earlier periods that a meter can still tell.
+const EARLIER_KEPT: usize = 8;
+
+/// A meter in one period.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Point {
     /// The period that is open: nothing of it is summed.
     period: u64,
     /// Cost of all periods before.
@@ -27,18 +38,59 @@ impl Meter {
     /// # Errors
     /// [`MeterError`] when the head starts in a period that is summed already, or the cost is beyond any money.
     pub fn take(&mut self, head: &HeadV1, period_s: u32) -> Result<(), MeterError> {
-        let mut next = self.at(head.from)?;
+        if head.from < self.now.period {
+            return Err(MeterError::Past { period: head.from, open: self.now.period });
+        }
+        let mut next = self.now.at(head.from)?;
         next.rate = head.rate(period_s);
         next.peak = next.peak.max(next.rate);
-        *self = next;
+        if next.period > self.now.period {
+            self.earlier.push(self.now);
+            if self.earlier.len() > EARLIER_KEPT {
+                self.earlier.remove(0);
+            }
+        }
+        self.now = next;
         Ok(())
     }
 
-    /// This meter with everything before `period` summed.
+    /// What all periods before `period` cost, without rounding.
+    ///
+    /// # Errors
+    /// [`MeterError`] when `period` is too long ago.
+    pub fn storage_before(&self, period: u64) -> Result<StorageDue, MeterError> {
+        let points = self.earlier.iter().rev();
+        let point = std::iter::once(&self.now).chain(points).find(|point| point.period <= period);
+        Ok(point.ok_or(MeterError::Past { period, open: self.oldest() })?.at(period)?.before)
+    }
+
+    /// What all periods before `period` cost, rounded down once.
+    ///
+    /// # Errors
+    /// [`MeterError`] when `period` is too long ago.
+    pub fn due_before(&self, period: u64) -> Result<Amount, MeterError> {
+        Ok(self.storage_before(period)?.floor())
+    }
+
+    /// The first period that it can still tell.
+    pub fn oldest(&self) -> u64 {
+        self.earlier.first().unwrap_or(&self.now).period
+    }
+
+    /// Cost of a period under the newest head.
+    pub fn rate(&self) -> StorageDue {
+        self.now.rate
+    }
+
+    /// The first period that is not summed: that of the newest head.
+    pub fn period(&self) -> u64 {
+        self.now.period
+    }
+}
+
+impl Point {
+    /// This point with everything before `period`, which is not earlier, summed.
     fn at(&self, period: u64) -> Result<Self, MeterError> {
-        if period < self.period {
-            return Err(MeterError::Past { period, open: self.period });
-        }
         if period == self.period {
             return Ok(*self);
         }
@@ -47,43 +99,17 @@ impl Meter {
         let before = before.ok_or(MeterError::Overflow)?;
         Ok(Self { period, before, rate: self.rate, peak: self.rate })
     }
-
-    /// What all periods before `period` cost, rounded down once.
-    ///
-    /// # Errors
-    /// [`MeterError`] when `period` is before the newest head's.
-    pub fn due_before(&self, period: u64) -> Result<Amount, MeterError> {
-        Ok(self.at(period)?.before.floor())
-    }
-
-    /// Cost of a period under the newest head.
-    pub fn rate(&self) -> StorageDue {
-        self.rate
-    }
-
-    /// The first period that is not summed: that of the newest head.
-    pub fn period(&self) -> u64 {
-        self.period
-    }
-
-    /// What storage before `period` and reading `read_bytes` cost together.
-    ///
-    /// # Errors
-    /// [`MeterError`].
-    pub fn total(&self, period: u64, read_bytes: u64, read_price: ReadPrice) -> Result<Amount, MeterError> {
-        self.due_before(period)?.checked_add(read_price.cost(read_bytes)).ok_or(MeterError::Overflow)
-    }
 }
 
 /// Why a meter cannot tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MeterError {
     /// The period is over and summed.
-    #[error("period {period} is over; the newest head holds from period {open}")]
+    #[error("period {period} is summed; what can be told begins with period {open}")]
     Past {
         /// The period asked for.
         period: u64,
-        /// The first that is open.
+        /// The first that can be told.
         open: u64,
     },
     /// The cost is beyond any money.
@@ -114,9 +140,13 @@ mod tests {
         meter.take(&head(8, 1 << 30, 10), gib_hour).unwrap();
         assert_eq!(meter.due_before(9), Ok(Amount(100)), "period 8 at its peak");
         assert_eq!(meter.due_before(10), Ok(Amount(110)), "what was removed is free from the next period on");
-        assert_eq!(meter.due_before(7), Err(MeterError::Past { period: 7, open: 8 }));
+        assert_eq!(meter.due_before(7), Ok(Amount(40)), "also of what is over");
         assert_eq!(meter.take(&head(7, 0, 0), gib_hour), Err(MeterError::Past { period: 7, open: 8 }));
-        assert_eq!(meter.total(10, 3 << 30, ReadPrice(7)), Ok(Amount(131)));
+        for period in 10..30 {
+            meter.take(&head(period, 1 << 30, 10), gib_hour).unwrap();
+        }
+        assert_eq!(meter.due_before(21), Ok(Amount(220)));
+        assert_eq!(meter.due_before(20), Err(MeterError::Past { period: 20, open: 21 }), "but not for ever");
     }
 
     proptest! {

@@ -69,7 +69,7 @@ pub struct Wish {
 #[error(
     "{needed} providers in distinct failure domains are needed, {found} were found \
      ({known} known, {full} without room for {shard_bytes} bytes, {expensive} above the highest price, \
-     {shared} sharing an operator or network)"
+     {struck} out after failing again and again, {shared} sharing an operator or network)"
 )]
 pub struct TooFewProviders {
     /// Providers needed.
@@ -82,6 +82,8 @@ pub struct TooFewProviders {
     pub full: usize,
     /// Candidates with room that ask too much.
     pub expensive: usize,
+    /// Candidates with room, cheap enough, whose record is 0.
+    pub struck: usize,
     /// Candidates left out since a chosen one shares their operator or network.
     pub shared: usize,
     /// Length of the shard to place.
@@ -108,13 +110,15 @@ pub fn choose(
     let full = candidates.len() - open.len();
     open.retain(|c| c.price <= price_max);
     let expensive = candidates.len() - full - open.len();
+    open.retain(|c| c.record > 0);
+    let struck = candidates.len() - full - expensive - open.len();
     let lowest = open.iter().map(|c| c.price.0).min().unwrap_or(0);
     let weight = |c: &Candidate| {
         let shards = (c.free_bytes / shard_bytes.max(1)).clamp(1, 1 << 20);
         // Beside something free, what costs anything counts as a hundred times as dear.
         let cheapness =
             (u128::from(lowest) * 100).checked_div(c.price.0.into()).map_or(100, |c| c.clamp(1, 100));
-        u128::from(shards) * u128::from(c.record.max(1)) * cheapness
+        u128::from(shards) * u128::from(c.record) * cheapness
     };
     open.retain(|c| !taken.iter().any(|t| t.operator == c.operator || t.subnet == c.subnet));
     open.sort_by_key(|c| c.node);
@@ -130,7 +134,8 @@ pub fn choose(
                 known,
                 full,
                 expensive,
-                shared: known - full - expensive - found,
+                struck,
+                shared: known - full - expensive - struck - found,
                 shard_bytes,
             });
         }
@@ -164,6 +169,8 @@ pub enum Passed {
     Expensive,
     /// It failed lately, and weighs little.
     Failing,
+    /// It failed again and again.
+    Struck,
     /// Its operator has one of the chosen providers.
     SameOperator(PublicKey),
     /// One of the chosen providers is in its network.
@@ -183,6 +190,8 @@ pub fn why_passed(candidate: &Candidate, chosen: &[Candidate], wish: &Wish) -> O
         Passed::Full
     } else if candidate.price > wish.price_max {
         Passed::Expensive
+    } else if candidate.record == 0 {
+        Passed::Struck
     } else if let Some(node) = shares(|a, b| a.operator == b.operator) {
         Passed::SameOperator(node)
     } else if let Some(node) = shares(|a, b| a.subnet == b.subnet) {

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use spare_proofs::encode::to_bytes;
 
 use crate::amount::Amount;
+use crate::beacon::Beacon;
+use crate::claim::{Challenge, Prover};
 use crate::deal::{Deal, DealId};
 use crate::grant::Scope;
 use crate::keys::PublicKey;
@@ -28,6 +30,10 @@ pub enum Key {
     Deal(DealId),
     /// Sums over everything.
     Totals,
+    /// A node that claims.
+    Prover(PublicKey),
+    /// A challenge of a deal by an account.
+    Challenge(DealId, PublicKey),
 }
 
 /// An entry of the state.
@@ -41,6 +47,10 @@ pub enum Entry {
     Deal(Box<Deal>),
     /// Sums over everything.
     Totals(Totals),
+    /// A node that claims.
+    Prover(Prover),
+    /// A challenge.
+    Challenge(Challenge),
 }
 
 /// An account's money that is in no deal.
@@ -74,7 +84,7 @@ pub struct Delegate {
 }
 
 /// Sums over everything.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Credits ever issued. All money in the state together is this much, always.
     pub issued: Amount,
@@ -82,10 +92,32 @@ pub struct Totals {
     pub fees: Amount,
     /// Paid to providers so far, fees included.
     pub paid: Amount,
+    /// Taken from providers that fell silent, and given to nobody.
+    pub burned: Amount,
     /// Periods in which there was a block. Windows count these, so an outage makes them longer.
     pub ticks: u64,
     /// The period of the newest block.
     pub period: u64,
+    /// The period of the tick before, or the same one in the first tick.
+    pub previous_period: u64,
+    /// The beacons of the last ticks, at most [`BEACONS_KEPT`], newest last.
+    pub beacons: Vec<Beacon>,
+}
+
+/// Beacons of past ticks that are kept, for challenges that are still to be answered.
+pub const BEACONS_KEPT: usize = 8;
+
+impl Totals {
+    /// The running tick's beacon.
+    pub fn beacon(&self) -> Beacon {
+        self.beacons.last().copied().unwrap_or_default()
+    }
+
+    /// The beacon of `tick`, if that has begun and is not long past.
+    pub fn beacon_of(&self, tick: u64) -> Option<Beacon> {
+        let ago = usize::try_from(self.ticks.checked_sub(tick)?).ok()?;
+        self.beacons.len().checked_sub(ago + 1).map(|index| self.beacons[index])
+    }
 }
 
 impl Entry {
@@ -102,7 +134,15 @@ impl Entry {
     }
 
     fn totals(entry: Option<&Self>) -> Totals {
-        if let Some(Self::Totals(totals)) = entry { *totals } else { Totals::default() }
+        if let Some(Self::Totals(totals)) = entry { totals.clone() } else { Totals::default() }
+    }
+
+    fn prover(entry: Option<&Self>) -> Option<Prover> {
+        if let Some(Self::Prover(prover)) = entry { Some(*prover) } else { None }
+    }
+
+    fn challenge(entry: Option<&Self>) -> Option<&Challenge> {
+        if let Some(Self::Challenge(challenge)) = entry { Some(challenge) } else { None }
     }
 
     /// The money that lies in this entry.
@@ -111,8 +151,10 @@ impl Entry {
             Self::Account(account) => account.free,
             Self::Delegate(_) => Amount::ZERO,
             // Both are bounded by what was issued.
-            Self::Deal(deal) => Amount(deal.escrow.0 + deal.terms.collateral.0),
-            Self::Totals(totals) => totals.fees,
+            Self::Deal(deal) => Amount(deal.escrow.0 + deal.collateral.0),
+            Self::Totals(totals) => Amount(totals.fees.0 + totals.burned.0),
+            Self::Prover(_) => Amount::ZERO,
+            Self::Challenge(challenge) => challenge.bond,
         }
     }
 }
@@ -178,6 +220,35 @@ impl State {
     /// Sums over everything.
     pub fn totals(&self) -> Totals {
         Entry::totals(self.entries.get(&Key::Totals))
+    }
+
+    /// What is remembered of a node that claims.
+    pub fn prover(&self, node: &PublicKey) -> Option<Prover> {
+        Entry::prover(self.entries.get(&Key::Prover(*node)))
+    }
+
+    /// A challenge of `deal` by the account `challenger`.
+    pub fn challenge(&self, deal: DealId, challenger: PublicKey) -> Option<&Challenge> {
+        Entry::challenge(self.entries.get(&Key::Challenge(deal, challenger)))
+    }
+
+    /// All open challenges of `deal`, with who made them.
+    pub fn challenges_of(&self, deal: DealId) -> impl Iterator<Item = (PublicKey, &Challenge)> {
+        let least = Key::Challenge(deal, PublicKey::Ed25519([0; 32]));
+        let most = Key::Challenge(deal, PublicKey::Ed25519([0xff; 32]));
+        self.entries.range(least..=most).filter_map(|(key, entry)| match key {
+            Key::Challenge(_, challenger) => Some((*challenger, Entry::challenge(Some(entry))?)),
+            _ => None,
+        })
+    }
+
+    /// All deals, in order of id.
+    pub fn deals(&self) -> impl Iterator<Item = (DealId, &Deal)> {
+        let all = Key::Deal(DealId([0; 32]))..=Key::Deal(DealId([0xff; 32]));
+        self.entries.range(all).filter_map(|(key, entry)| match key {
+            Key::Deal(id) => Some((*id, Entry::deal(Some(entry))?)),
+            _ => None,
+        })
     }
 
     /// The root that commits to all entries.
@@ -251,6 +322,26 @@ impl<'a> Draft<'a> {
     /// Sums over everything.
     pub fn totals(&self) -> Totals {
         Entry::totals(self.entry(&Key::Totals))
+    }
+
+    /// What is remembered of a node that claims.
+    pub fn prover(&self, node: &PublicKey) -> Option<Prover> {
+        Entry::prover(self.entry(&Key::Prover(*node)))
+    }
+
+    /// A challenge of `deal` by the account `challenger`.
+    pub fn challenge(&self, deal: DealId, challenger: PublicKey) -> Option<&Challenge> {
+        Entry::challenge(self.entry(&Key::Challenge(deal, challenger)))
+    }
+
+    /// The deals that `account` is a party to, in order of id.
+    pub fn deals_of(&self, account: &PublicKey) -> Vec<(DealId, &Deal)> {
+        let mut ids: BTreeSet<DealId> = self.state.deals_of(account).map(|(id, _)| id).collect();
+        ids.extend(
+            self.changed.keys().filter_map(|key| if let Key::Deal(id) = key { Some(*id) } else { None }),
+        );
+        let deals = ids.into_iter().filter_map(|id| Some((id, self.deal(&id)?)));
+        deals.filter(|(_, deal)| [deal.terms.client, deal.terms.provider].contains(account)).collect()
     }
 
     /// Sets an entry.

@@ -14,6 +14,8 @@ use crate::voucher::{VoucherError, VoucherV1};
 
 /// Bytes read and not paid for, above which a provider serves no further reads: nobody works unpaid beyond this.
 pub const READ_STEP_BYTES: u64 = 256 << 20;
+/// Periods for which a provider lets one period pass unpaid that its client says it was away in, though it knows of nothing: a line that was down.
+pub const DOUBT_PERIODS: u64 = 30;
 /// Difference between the two counts of bytes read that a provider forgives once a period.
 pub const READ_SLACK_BYTES: u64 = 16 << 20;
 
@@ -26,6 +28,24 @@ pub struct Tab {
     promised: Option<VoucherV1>,
     /// The period in which a difference was last forgiven.
     forgiven_in: Option<u64>,
+    /// The period in which storage was last taken as not shown for no reason that the provider knows.
+    doubted_in: Option<u64>,
+    base: Base,
+}
+
+/// From where a tab counts: what the ledger settled by claims, and what is not owed since then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Base {
+    /// The deal's epoch.
+    epoch: u32,
+    /// The last period that a claim settled.
+    through: Option<u64>,
+    /// What was paid by then.
+    paid: Amount,
+    /// Bytes read that are part of it.
+    read_bytes: u64,
+    /// The meter's sum that is not owed any more, or never was: settled, or not shown.
+    skipped: StorageDue,
 }
 
 /// Why a head or voucher does not go on a tab.
@@ -59,6 +79,9 @@ pub enum TabError {
         /// Bytes read.
         read: u64,
     },
+    /// The voucher leaves out more storage than can have been missing.
+    #[error("the voucher leaves out storage that was there")]
+    Skipped,
     /// A tab that somebody else kept claims more than can have come about.
     #[error("more is claimed than this deal can have cost")]
     Implausible,
@@ -87,7 +110,7 @@ impl Tab {
 
     /// Bytes read that no voucher pays for.
     pub fn unpaid_read_bytes(&self) -> u64 {
-        self.read_bytes.saturating_sub(self.promised.map_or(0, |v| v.read_bytes))
+        self.read_bytes.saturating_sub(self.promised.map_or(self.base.read_bytes, |v| v.read_bytes))
     }
 
     /// Goes on under `head`. Periods have `period_s` seconds.
@@ -120,7 +143,53 @@ impl Tab {
     /// # Errors
     /// [`TabError::Meter`] when `period` is before the newest head's.
     pub fn owed(&self, terms: &TermsV1, period: u64) -> Result<Amount, TabError> {
-        Ok(self.meter.total(period, self.read_bytes, terms.read_price)?)
+        self.total(terms, period, self.read_bytes, self.base.skipped)
+    }
+
+    fn total(
+        &self,
+        terms: &TermsV1,
+        period: u64,
+        read_bytes: u64,
+        skipped: StorageDue,
+    ) -> Result<Amount, TabError> {
+        let storage = self.meter.storage_before(period)?.saturating_sub(skipped).floor();
+        let reads = terms.read_price.cost(read_bytes.saturating_sub(self.base.read_bytes));
+        let total = self.base.paid.checked_add(storage).and_then(|sum| sum.checked_add(reads));
+        Ok(total.ok_or(MeterError::Overflow)?)
+    }
+
+    /// Goes on from what the ledger settled by claims, if that is news. Vouchers from before its epoch are void.
+    pub fn follow(&mut self, deal: &Deal) {
+        let is_new_epoch = deal.epoch > self.base.epoch;
+        let is_claimed = deal.claiming.is_some() && deal.paid_through > self.base.through;
+        if !is_new_epoch && !is_claimed {
+            return;
+        }
+        let next = deal.paid_through.map_or(0, |through| through.saturating_add(1));
+        // What is too long ago is as for the oldest period that the meter can tell, and so on both sides.
+        let settled = self.meter.storage_before(next);
+        let settled = settled.or_else(|_| self.meter.storage_before(self.meter.oldest()));
+        if is_new_epoch {
+            self.promised = None;
+        }
+        self.base = Base {
+            epoch: deal.epoch,
+            through: deal.paid_through,
+            paid: deal.paid,
+            read_bytes: deal.read_bytes,
+            skipped: settled.unwrap_or_default().max(self.base.skipped),
+        };
+    }
+
+    /// Does not pay for `period`: what is stored was not shown in it.
+    ///
+    /// # Errors
+    /// [`TabError::Meter`] when that is too long ago.
+    pub fn skip(&mut self, period: u64) -> Result<(), TabError> {
+        let cost = self.meter.storage_before(period + 1)?.saturating_sub(self.meter.storage_before(period)?);
+        self.base.skipped = self.base.skipped.checked_add(cost).ok_or(MeterError::Overflow)?;
+        Ok(())
     }
 
     /// What a period costs under the newest head.
@@ -168,15 +237,21 @@ impl Tab {
     ) -> Result<Option<VoucherV1>, TabError> {
         let total = self.owed(terms, period)?;
         let paid_through = period.checked_sub(1);
-        let voucher = VoucherV1 { deal, epoch, paid_through, read_bytes: self.read_bytes, total };
-        let (known, through) = self.promised.map_or((Amount::ZERO, None), |v| (v.total, v.paid_through));
+        let (read_bytes, skipped) = (self.read_bytes, self.base.skipped);
+        let voucher = VoucherV1 { deal, epoch, paid_through, read_bytes, skipped, total };
+        let (known, through) = self.known();
         Ok(voucher.check_improves(deal, epoch, known, through).is_ok().then_some(voucher))
+    }
+
+    /// The last period that is promised or settled.
+    pub fn promised_through(&self) -> Option<u64> {
+        self.known().1
     }
 
     /// The first period that is not promised, as far as the meter can still tell it: a voucher before it pays for reading and for no
     /// storage that was not promised already.
     pub fn promised_before(&self) -> u64 {
-        let next = self.promised.and_then(|v| v.paid_through).map_or(0, |through| through.saturating_add(1));
+        let next = self.known().1.map_or(0, |through| through.saturating_add(1));
         next.max(self.meter.period())
     }
 
@@ -185,7 +260,13 @@ impl Tab {
         self.promised = Some(voucher);
     }
 
-    /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for.
+    /// What is promised by the newest voucher, or was settled, and the last period that this pays for.
+    fn known(&self) -> (Amount, Option<u64>) {
+        self.promised.map_or((self.base.paid, self.base.through), |v| (v.total, v.paid_through))
+    }
+
+    /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for. It may leave out storage in `absent_periods`
+    /// periods, in which the provider knows that it was away, and once in [`DOUBT_PERIODS`] in one more.
     ///
     /// # Errors
     /// [`TabError`]; nothing has changed then.
@@ -196,10 +277,21 @@ impl Tab {
         epoch: u32,
         voucher: VoucherV1,
         now: u64,
+        absent_periods: u64,
     ) -> Result<(), TabError> {
-        let (known, through) = self.promised.map_or((Amount::ZERO, None), |v| (v.total, v.paid_through));
+        let (known, through) = self.known();
         voucher.check_improves(deal, epoch, known, through)?;
         self.check_covers(terms, &voucher)?;
+        let skipped = voucher.skipped.saturating_sub(self.base.skipped);
+        let excused = |periods| self.meter.rate().checked_mul(periods);
+        if excused(absent_periods).is_some_and(|excused| skipped > excused) {
+            let may_doubt = self.doubted_in.is_none_or(|before| now >= before + DOUBT_PERIODS);
+            if !may_doubt || excused(absent_periods + 1).is_some_and(|excused| skipped > excused) {
+                return Err(TabError::Skipped);
+            }
+            self.doubted_in = Some(now);
+        }
+        self.base.skipped = self.base.skipped.max(voucher.skipped);
         // What the client did not see arrive is forgiven once a period, by this side's clock.
         if voucher.read_bytes > self.read_bytes {
             self.read_bytes = voucher.read_bytes;
@@ -225,7 +317,7 @@ impl Tab {
         let next = voucher.paid_through.map_or(0, |through| through.saturating_add(1));
         // Before the newest head nothing is known of a price any more; such a voucher came late and is superseded by the next one.
         let next = next.max(self.meter.period());
-        let due = self.meter.total(next, voucher.read_bytes, terms.read_price)?;
+        let due = self.total(terms, next, voucher.read_bytes, voucher.skipped)?;
         if voucher.total < due {
             return Err(TabError::Short { promised: voucher.total.0, due: due.0 });
         }
@@ -240,12 +332,21 @@ impl Tab {
     /// [`TabError::Implausible`].
     pub fn check_plausible(
         &self,
-        terms: &TermsV1,
+        deal: &Deal,
         began: u64,
         now: u64,
         period_s: u32,
         tolerance: Amount,
     ) -> Result<(), TabError> {
+        let terms = &deal.terms;
+        // What the ledger settled stands on the ledger.
+        let mut settled = self.clone();
+        settled.base = Base::default();
+        settled.follow(deal);
+        let not_shown = self.promised.map_or(StorageDue::ZERO, |v| v.skipped);
+        if self.base.paid > deal.paid || self.base.skipped > settled.base.skipped.max(not_shown) {
+            return Err(TabError::Implausible);
+        }
         let (from, rate) = self.head.map_or((0, StorageDue::ZERO), |h| (h.head.from, h.head.rate(period_s)));
         if self.meter.period() != from || self.meter.rate() != rate {
             return Err(TabError::Implausible);
@@ -254,9 +355,8 @@ impl Tab {
         if self.unpaid_read_bytes() > READ_STEP_BYTES + READ_SLACK_BYTES {
             return Err(TabError::Implausible);
         }
-        let promised = self.promised.map_or(Amount::ZERO, |v| v.total);
-        let since =
-            self.promised.and_then(|v| v.paid_through).map_or(began, |through| through.saturating_add(1));
+        let (promised, through) = self.known();
+        let since = through.map_or(began, |through| through.saturating_add(1));
         // With the running period, so that its peak counts.
         let next = now.max(from).saturating_add(1);
         let most = rate.checked_mul(next.saturating_sub(since).saturating_add(2));
@@ -360,15 +460,15 @@ mod tests {
         let reads = client.next_voucher(DEAL, &terms, 0, client.promised_before()).unwrap().unwrap();
         assert_eq!((reads.total, reads.paid_through), (Amount(10), Some(4)), "reading alone");
         client.promise(reads);
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, reads, 5), Ok(()));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, reads, 5, 0), Ok(()));
         let storage = client.next_voucher(DEAL, &terms, 0, 8).unwrap().unwrap();
         assert_eq!((storage.total, storage.paid_through), (Amount(610), Some(7)));
         let short = VoucherV1 { total: Amount(609), ..storage };
         let error = TabError::Short { promised: 609, due: 610 };
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, short, 8), Err(error));
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, storage, 8), Ok(()));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, short, 8, 0), Err(error));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, storage, 8, 0), Ok(()));
         assert!(matches!(
-            provider.take_voucher(DEAL, &terms, 0, storage, 8),
+            provider.take_voucher(DEAL, &terms, 0, storage, 8, 0),
             Err(TabError::Voucher(VoucherError::NotHigher { .. }))
         ));
         let dear =
@@ -385,18 +485,19 @@ mod tests {
             epoch: 0,
             paid_through: Some(through),
             read_bytes,
+            skipped: StorageDue::ZERO,
             total: Amount(u128::from(through - 4) * 100 + u128::from(read_bytes) + more),
         };
         provider.add_read(READ_SLACK_BYTES + 1);
         let error = TabError::Reads { paid: 0, read: READ_SLACK_BYTES + 1 };
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(5, 0, 0), 6), Err(error));
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(5, 1, 0), 6), Ok(()));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(5, 0, 0), 6, 0), Err(error));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(5, 1, 0), 6, 0), Ok(()));
         assert_eq!(provider.read_bytes(), 1, "forgiven");
         // Further vouchers in the same period, for earlier or later ones, forgive nothing.
         provider.add_read(READ_SLACK_BYTES);
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(6, 1, 0), 6), Ok(()));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(6, 1, 0), 6, 0), Ok(()));
         assert_eq!(provider.unpaid_read_bytes(), READ_SLACK_BYTES);
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(7, 1, 0), 7), Ok(()));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(7, 1, 0), 7, 0), Ok(()));
         assert_eq!(provider.unpaid_read_bytes(), 0);
     }
 
@@ -406,7 +507,8 @@ mod tests {
         let terms = TermsV1 { read_price: ReadPrice(0), ..terms() };
         let mut honest = under(&[head(1, 5, GIB)]);
         honest.promise(honest.next_voucher(DEAL, &terms, 0, 9).unwrap().unwrap());
-        let check = |tab: &Tab, now| tab.check_plausible(&terms, 5, now, PERIOD_S, Amount(50));
+        let deal = Deal::open(terms.clone(), Amount::ZERO, terms.client);
+        let check = |tab: &Tab, now| tab.check_plausible(&deal, 5, now, PERIOD_S, Amount(50));
         assert_eq!(check(&honest, 9), Ok(()));
         assert_eq!(check(&honest, 50), Ok(()), "unpaid for long");
         // A meter that ran under other heads than the one it shows.
@@ -435,13 +537,13 @@ mod tests {
                 provider.add_read(read);
                 if pays && let Some(voucher) = client.next_voucher(DEAL, &terms, 0, now).unwrap() {
                     client.promise(voucher);
-                    prop_assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, now), Ok(()));
+                    prop_assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, now, 0), Ok(()));
                 }
             }
             now += 1;
             if let Some(voucher) = client.next_voucher(DEAL, &terms, 0, now).unwrap() {
                 client.promise(voucher);
-                prop_assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, now), Ok(()));
+                prop_assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, now, 0), Ok(()));
                 prop_assert_eq!(provider.owed(&terms, now), Ok(voucher.total));
             }
             prop_assert_eq!(client.owed(&terms, now), provider.owed(&terms, now));

@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use spare_proofs::opening::SetOpening;
+
 use crate::amount::Amount;
+use crate::claim::ShowError;
 use crate::deal::DealId;
 use crate::head::{FullHead, HeadError};
 use crate::keys::PublicKey;
@@ -75,11 +78,56 @@ pub enum Action {
         /// The deal.
         deal: DealId,
     },
+    /// Adds to a deal's collateral.
+    Pledge {
+        /// The deal.
+        deal: DealId,
+        /// The provider's money.
+        amount: Amount,
+    },
+    /// Begins to claim for a deal, by its provider: no voucher came. Voids vouchers that are not redeemed. A later voucher ends it.
+    StartClaims {
+        /// The deal.
+        deal: DealId,
+    },
+    /// Claims what storage cost since the last tick, under all deals of the signer that are claimed for.
+    Claim {
+        /// The running tick, whose beacon says what is to be shown.
+        tick: u64,
+        /// What is shown, in order of the draws.
+        openings: Vec<SetOpening>,
+    },
+    /// Has it on record that a node did not claim in ticks that are over. Anybody may.
+    Lapse {
+        /// The node.
+        node: PublicKey,
+    },
+    /// Has a deal's provider show that it holds what the deal's newest head on the ledger covers, for a bond.
+    Challenge {
+        /// The deal.
+        deal: DealId,
+    },
+    /// Answers a challenge, by the deal's provider. Nothing needs to be shown if a newer head is on the ledger.
+    Answer {
+        /// The deal.
+        deal: DealId,
+        /// Who challenged.
+        challenger: PublicKey,
+        /// What is shown, in order of the draws.
+        openings: Vec<SetOpening>,
+    },
+    /// Ends a challenge that was not answered in time. Anybody may.
+    Forfeit {
+        /// The deal.
+        deal: DealId,
+        /// Who challenged.
+        challenger: PublicKey,
+    },
 }
 
 impl Signable for Tx {
     const DOMAIN: &'static str = "spare 2026 transaction v1";
-    const MAX_BYTES: usize = 1024;
+    const MAX_BYTES: usize = 80 * 1024;
 }
 
 /// What a transaction changed, for people and for whoever waits for it.
@@ -140,6 +188,63 @@ pub enum Event {
         deal: DealId,
         /// What the client got back.
         returned: Amount,
+    },
+    /// A deal's collateral grew.
+    Pledged {
+        /// The deal.
+        deal: DealId,
+        /// By how much.
+        amount: Amount,
+    },
+    /// A deal is claimed for from now on.
+    ClaimsStarted {
+        /// The deal.
+        deal: DealId,
+    },
+    /// A provider showed what it holds and was paid.
+    Claimed {
+        /// Its node.
+        node: PublicKey,
+        /// Deals claimed for.
+        deals: u64,
+        /// What left the escrows.
+        amount: Amount,
+        /// The market's share of it, the cost of claiming included.
+        fee: Amount,
+    },
+    /// A node did not claim in ticks that are over.
+    Silent {
+        /// The node.
+        node: PublicKey,
+        /// Taken from its collateral.
+        burned: Amount,
+    },
+    /// A deal is challenged.
+    Challenged {
+        /// The deal.
+        deal: DealId,
+        /// By whom.
+        challenger: PublicKey,
+    },
+    /// A challenge was answered, or stands for nothing any more.
+    Answered {
+        /// The deal.
+        deal: DealId,
+        /// Who challenged.
+        challenger: PublicKey,
+        /// What of the bond the challenger lost.
+        lost: Amount,
+    },
+    /// A challenge was not answered in time.
+    Forfeited {
+        /// The deal.
+        deal: DealId,
+        /// Who challenged.
+        challenger: PublicKey,
+        /// Taken from the collateral.
+        penalty: Amount,
+        /// What of it the challenger got; the client got the rest.
+        award: Amount,
     },
 }
 
@@ -267,9 +372,44 @@ pub enum Refused {
     /// The escrow is empty.
     #[error("the deal's escrow is empty")]
     EscrowEmpty,
-    /// The closing time is not over.
-    #[error("the deal cannot be settled yet")]
+    /// It is too early.
+    #[error("it is too early for this")]
     NotDue,
+    /// There is no head on the ledger, or it covers nothing.
+    #[error("the ledger has no head of this deal that covers anything")]
+    NoHead,
+    /// The deal is claimed for already.
+    #[error("the deal is claimed for already")]
+    Claiming,
+    /// A claim is for another tick, or this one's was made.
+    #[error("the claim is for tick {got}; the next one to claim in is {expected}")]
+    ClaimTick {
+        /// Expected.
+        expected: u64,
+        /// Given.
+        got: u64,
+    },
+    /// There is nothing that could be claimed.
+    #[error("there is nothing that this node could claim")]
+    NothingToClaim,
+    /// What is shown is not what was drawn.
+    #[error(transparent)]
+    Show(#[from] ShowError),
+    /// The deal has no collateral, so a challenge has nothing to win.
+    #[error("the deal has no collateral")]
+    NoCollateral,
+    /// A provider's account does not challenge itself.
+    #[error("the deal is the challenger's own")]
+    OwnDeal,
+    /// This account's challenge of this deal is open.
+    #[error("this account has challenged this deal already")]
+    ChallengeExists,
+    /// There is no such challenge.
+    #[error("there is no such challenge; it may have been dealt with")]
+    NoSuchChallenge,
+    /// The time for an answer is over.
+    #[error("the time for an answer is over")]
+    TooLate,
 }
 
 impl Refused {
@@ -307,6 +447,16 @@ impl Refused {
             Self::Voucher(_) => "stale_voucher",
             Self::EscrowEmpty => "escrow_empty",
             Self::NotDue => "not_due",
+            Self::NoHead => "no_head",
+            Self::Claiming => "claiming",
+            Self::ClaimTick { .. } => "claim_tick",
+            Self::NothingToClaim => "nothing_to_claim",
+            Self::Show(_) => "not_shown",
+            Self::NoCollateral => "no_collateral",
+            Self::OwnDeal => "own_deal",
+            Self::ChallengeExists => "challenge_exists",
+            Self::NoSuchChallenge => "no_such_challenge",
+            Self::TooLate => "too_late",
         }
     }
 
@@ -317,10 +467,12 @@ impl Refused {
             | Self::Head(HeadError::Forked { .. })
             | Self::VoucherSigner
             | Self::EscrowEmpty => Blame::Client,
-            Self::Collateral { .. } | Self::Terms(_) => Blame::Provider,
-            Self::Number { .. } | Self::VoucherEarly { .. } | Self::NotDue | Self::TermsExpired => {
-                Blame::Nobody
-            }
+            Self::Collateral { .. } | Self::Terms(_) | Self::NoCollateral => Blame::Provider,
+            Self::Number { .. }
+            | Self::VoucherEarly { .. }
+            | Self::NotDue
+            | Self::TermsExpired
+            | Self::ClaimTick { .. } => Blame::Nobody,
             _ => Blame::Sender,
         }
     }

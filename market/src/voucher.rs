@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::amount::Amount;
+use crate::amount::{Amount, StorageDue};
 use crate::deal::DealId;
 use crate::signed::Signable;
 
@@ -31,13 +31,15 @@ pub struct VoucherV1 {
     pub paid_through: Option<u64>,
     /// Bytes read so far, which are part of `total`.
     pub read_bytes: u64,
+    /// Storage that is not paid for since it was not shown in its period, of this epoch. Not part of `total`.
+    pub skipped: StorageDue,
     /// Everything promised under the deal so far.
     pub total: Amount,
 }
 
 impl Signable for Voucher {
     const DOMAIN: &'static str = "spare 2026 voucher v1";
-    const MAX_BYTES: usize = 128;
+    const MAX_BYTES: usize = 144;
 }
 
 /// Why a voucher does not improve on another.

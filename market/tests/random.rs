@@ -10,16 +10,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use spare_market::amount::{Amount, ReadPrice, StoragePrice};
-use spare_market::block::{Ledger, RestoreError};
+use spare_market::amount::{Amount, ReadPrice, StorageDue, StoragePrice};
+use spare_market::block::{Ledger, Operator, RestoreError};
 use spare_market::deal::{DealId, Terms, TermsV1};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Grant, Scope};
 use spare_market::head::{FullHead, Head, HeadV1};
-use spare_market::keys::{PublicKey, Seed, SigningSecret};
+use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::tx::{Action, Event, Tx};
 use spare_market::voucher::{Voucher, VoucherV1};
+use spare_proofs::cipher::Secret;
 
 const PERIOD_S: u32 = 10;
 const PARTIES: usize = 8;
@@ -235,6 +236,7 @@ impl World {
             epoch: u32::from(self.dice.roll(20) == 0),
             paid_through: period.checked_sub(back),
             read_bytes: 0,
+            skipped: StorageDue::ZERO,
             total: Amount(known.paid + u128::from(self.dice.roll(1 << 36))),
         };
         let [forges, is_foreign] = [12, 20].map(|sides| self.dice.roll(sides) == 0);
@@ -304,15 +306,17 @@ fn random_transactions_conserve_money_and_pay_each_voucher_once() {
         |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     let (steps, seed) = (number("SPARE_RANDOM_TXS", 60_000), number("SPARE_RANDOM_SEED", 1));
     println!("{steps} transactions from seed {seed}");
-    let key = |role: u8, i: usize| Seed::from_entropy([role * 64 + i as u8; 32]).account_key();
+    let secret = |role: u8, i: usize| Secret::new([role * 64 + i as u8; 32]);
+    let key = |role: u8, i: usize| SigningSecret::from_secret(&secret(role, i));
     let parties: Vec<Party> = (0..PARTIES)
         .map(|i| Party { account: key(1, i), node: key(2, i), number: 0, is_registered: false })
         .collect();
-    let market = key(2, 0);
+    let operator = Operator::new(&secret(2, 0));
     let genesis = Genesis::V1(GenesisV1 {
-        market: market.public(),
+        market: operator.public(),
         started_s: 0,
         period_s: PERIOD_S,
+        beacon: operator.first_beacon(),
         fee_bps: 300,
         salt: [7; 32],
     });
@@ -349,7 +353,7 @@ fn random_transactions_conserve_money_and_pay_each_voucher_once() {
             senders.push(by);
             block.push(tx);
         }
-        let made = ledger.make(now_s, block.clone(), &market).unwrap();
+        let made = ledger.make(now_s, block.clone(), &operator).unwrap();
         for ((by, tx), outcome) in senders.into_iter().zip(&block).zip(&made.outcomes) {
             match outcome {
                 Ok(event) => {

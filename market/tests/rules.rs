@@ -2,164 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use spare_market::amount::{Amount, ReadPrice, StoragePrice};
-use spare_market::block::{Block, BlockError, Header, HeaderError, Ledger, Outcome};
-use spare_market::deal::{DealId, Status, Terms, TermsV1};
-use spare_market::genesis::{Genesis, GenesisError, GenesisV1};
+use spare_market::amount::{Amount, StorageDue};
+use spare_market::block::{Block, BlockError, Header, HeaderError, Ledger};
+use spare_market::deal::{DealId, Status, TermsV1};
+use spare_market::genesis::GenesisError;
 use spare_market::grant::{Grant, Scope};
 use spare_market::head::{FullHead, Head, HeadV1};
-use spare_market::keys::{Seed, SigningSecret};
-use spare_market::signed::{NetworkId, Signable, Signed, SignedBytes};
+use spare_market::keys::SigningSecret;
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::tx::{Action, Blame, Event, Refused, Tx};
 use spare_market::voucher::{Voucher, VoucherV1};
 
-const PERIOD_S: u64 = 100;
+#[path = "harness/market.rs"]
+mod harness;
 
-/// An account and its node.
-struct Party {
-    account: SigningSecret,
-    node: SigningSecret,
-}
-
-fn party(tag: u8) -> Party {
-    let key = |entropy: u8| Seed::from_entropy([entropy; 32]).account_key();
-    Party { account: key(tag), node: key(tag + 100) }
-}
-
-/// A market with a funded client (1000) and a provider (100), all registered, at second 1000, which is in period 10.
-struct Market {
-    ledger: Ledger,
-    now_s: u64,
-    operator: Party,
-    client: Party,
-    provider: Party,
-}
-
-fn genesis(period_s: u32, fee_bps: u16) -> Genesis {
-    Genesis::V1(GenesisV1 { market: party(1).node.public(), started_s: 0, period_s, fee_bps, salt: [3; 32] })
-}
-
-impl Market {
-    fn new() -> Self {
-        let ledger = Ledger::new(genesis(PERIOD_S as u32, 500)).unwrap();
-        let (operator, client, provider) = (party(1), party(2), party(3));
-        let mut market = Self { ledger, now_s: 1000, operator, client, provider };
-        for who in [party(1), party(2), party(3), party(4)] {
-            let grant = market.grant(&who, &who, 1, u128::MAX >> 28, u64::MAX);
-            market.ok(&who, Action::Register { grant });
-        }
-        for (who, amount) in [(party(2), 1000), (party(3), 100)] {
-            market.ok(&party(1), Action::Fund { account: who.account.public(), amount: Amount(amount) });
-        }
-        market
-    }
-
-    fn signed<T: Signable>(&self, value: T, key: &SigningSecret) -> SignedBytes {
-        Signed::new(value, self.ledger.network(), key).raw().clone()
-    }
-
-    fn grant(&self, of: &Party, to: &Party, serial: u64, cap: u128, expires_s: u64) -> SignedBytes {
-        let scopes = vec![Scope::Provide, Scope::Spend];
-        let (delegate, spend_cap) = (to.node.public(), Amount(cap));
-        self.signed(Grant::V1 { delegate, scopes, spend_cap, serial, expires_s }, &of.account)
-    }
-
-    fn numbered(&self, by: &Party, number: u64, action: Action) -> SignedBytes {
-        self.signed(Tx::V1 { number, action }, &by.node)
-    }
-
-    fn submit_raw(&mut self, tx: SignedBytes) -> Result<Event, Refused> {
-        let outcome = self.block(vec![tx]).pop().unwrap();
-        self.ledger.state().check_all().unwrap();
-        outcome
-    }
-
-    /// Makes a block if one is due or anything is taken.
-    fn block(&mut self, txs: Vec<SignedBytes>) -> Vec<Outcome> {
-        let made = self.ledger.make(self.now_s, txs, &self.operator.node).unwrap();
-        if let Some(next) = made.next {
-            self.ledger.take(next);
-        }
-        made.outcomes
-    }
-
-    fn submit(&mut self, by: &Party, action: Action) -> Result<Event, Refused> {
-        let number = self.ledger.state().delegate(&by.node.public()).map_or(0, |d| d.number) + 1;
-        self.submit_raw(self.numbered(by, number, action))
-    }
-
-    fn ok(&mut self, by: &Party, action: Action) -> Event {
-        self.submit(by, action).unwrap()
-    }
-
-    /// The code and the blame of a refusal, which changed nothing but the clock.
-    fn refused(&mut self, by: &Party, action: Action) -> (&'static str, Blame) {
-        // A first block in a new period counts it; that is no change of the transaction's.
-        self.block(vec![]);
-        let root = self.ledger.state().root();
-        let refused = self.submit(by, action).unwrap_err();
-        assert_eq!(self.ledger.state().root(), root, "{refused} changed something");
-        (refused.code(), refused.blame())
-    }
-
-    fn terms(&self, change: impl FnOnce(&mut TermsV1)) -> Terms {
-        let mut terms = TermsV1 {
-            client: self.client.account.public(),
-            provider: self.provider.account.public(),
-            node: self.provider.node.public(),
-            price: StoragePrice(1000),
-            read_price: ReadPrice(10),
-            collateral: Amount(40),
-            expires_s: self.now_s + 60,
-            salt: [1; 16],
-        };
-        change(&mut terms);
-        Terms::V1(terms)
-    }
-
-    fn open(&mut self, escrow: u128) -> DealId {
-        let terms = self.terms(|_| ());
-        let action =
-            Action::Open { terms: self.signed(terms.clone(), &self.provider.node), escrow: Amount(escrow) };
-        assert_eq!(self.ok(&party(2), action), Event::Opened { deal: terms.deal_id() });
-        terms.deal_id()
-    }
-
-    fn head(&self, deal: DealId, seq: u64, change: impl FnOnce(&mut HeadV1)) -> FullHead {
-        let mut head = HeadV1 {
-            deal,
-            seq,
-            set_root: [5; 32],
-            bytes: 1 << 30,
-            price: StoragePrice(1000),
-            from: self.now_s / PERIOD_S,
-            until: self.now_s / PERIOD_S + 30,
-            index_hash: [0; 32],
-        };
-        change(&mut head);
-        let signed = self.signed(Head::V1(head), &self.client.node);
-        FullHead::countersign(signed, self.ledger.network(), &self.provider.node)
-    }
-
-    fn voucher(&self, deal: DealId, paid_through: u64, total: u128) -> SignedBytes {
-        let voucher = VoucherV1 {
-            deal,
-            epoch: 0,
-            paid_through: Some(paid_through),
-            read_bytes: 0,
-            total: Amount(total),
-        };
-        self.signed(Voucher::V1(voucher), &self.client.node)
-    }
-
-    fn redeem(&mut self, voucher: SignedBytes) -> Result<Event, Refused> {
-        self.submit(&party(3), Action::Redeem { voucher })
-    }
-
-    fn free(&self, who: &Party) -> u128 {
-        self.ledger.state().account(&who.account.public()).free.0
-    }
-}
+use harness::{Market, OPERATOR, PERIOD_S, Party, genesis, party};
 
 #[test]
 fn transactions_are_taken_once_in_order_from_whom_they_say() {
@@ -260,8 +117,14 @@ fn a_node_acts_by_the_newest_grant_of_its_one_account() {
     m.redeem(voucher).unwrap();
     // The second signs for the deal once it has put money into it, and so within its own cap.
     let by_second = |m: &Market, total| {
-        let voucher =
-            VoucherV1 { deal, epoch: 0, paid_through: Some(49), read_bytes: 0, total: Amount(total) };
+        let voucher = VoucherV1 {
+            deal,
+            epoch: 0,
+            paid_through: Some(49),
+            read_bytes: 0,
+            skipped: StorageDue::ZERO,
+            total: Amount(total),
+        };
         m.signed(Voucher::V1(voucher), &second.node)
     };
     let voucher = by_second(&m, 20);
@@ -375,13 +238,34 @@ fn a_vouchers_value_is_paid_once() {
         let voucher = m.voucher(deal, 10, total);
         assert_eq!(m.redeem(voucher), paid(total - if total == 109 { 100 } else { total - 10 }, fee, 0));
     }
-    let epoch = VoucherV1 { deal, epoch: 1, paid_through: Some(10), read_bytes: 0, total: Amount(300) };
+    let epoch = VoucherV1 {
+        deal,
+        epoch: 1,
+        paid_through: Some(10),
+        read_bytes: 0,
+        skipped: StorageDue::ZERO,
+        total: Amount(300),
+    };
     let epoch = m.signed(Voucher::V1(epoch), &party(2).node);
     assert_eq!(code(m.redeem(epoch)), "voucher_epoch");
-    let forged = VoucherV1 { deal, epoch: 0, paid_through: Some(10), read_bytes: 0, total: Amount(300) };
+    let forged = VoucherV1 {
+        deal,
+        epoch: 0,
+        paid_through: Some(10),
+        read_bytes: 0,
+        skipped: StorageDue::ZERO,
+        total: Amount(300),
+    };
     let forged = m.signed(Voucher::V1(forged), &party(3).node);
     assert_eq!(m.refused(&party(3), Action::Redeem { voucher: forged }), ("bad_voucher", Blame::Client));
-    let elsewhere = VoucherV1 { deal, epoch: 0, paid_through: Some(10), read_bytes: 0, total: Amount(300) };
+    let elsewhere = VoucherV1 {
+        deal,
+        epoch: 0,
+        paid_through: Some(10),
+        read_bytes: 0,
+        skipped: StorageDue::ZERO,
+        total: Amount(300),
+    };
     let elsewhere = Signed::new(Voucher::V1(elsewhere), NetworkId([9; 32]), &party(2).node).raw().clone();
     assert_eq!(code(m.redeem(elsewhere)), "bad_voucher");
     let voucher = m.voucher(deal, 10, 300);
@@ -485,12 +369,15 @@ fn a_block_that_breaks_a_rule_is_not_taken() {
     let mut ledger = follower.clone();
     let key = party(1).node;
     let mut make = |now_s, txs| {
-        let next = ledger.make(now_s, txs, &key).unwrap().next.unwrap();
+        let next = ledger.make(now_s, txs, &OPERATOR).unwrap().next.unwrap();
         ledger.take(next)
     };
     let first = make(1000, vec![register]);
     let second = make(1001, txs.to_vec());
-    assert!(ledger.make(1002, vec![fund(9, 9)], &key).unwrap().next.is_none(), "nothing to put into one");
+    assert!(
+        ledger.make(1002, vec![fund(9, 9)], &OPERATOR).unwrap().next.is_none(),
+        "nothing to put into one"
+    );
     assert!(matches!(follower.accept(second.clone()), Err(BlockError::Order { .. })), "out of order");
     follower.accept(first).unwrap();
     let signed_anew = |change: &dyn Fn(&mut Header), by: &SigningSecret| {
@@ -504,13 +391,15 @@ fn a_block_that_breaks_a_rule_is_not_taken() {
     assert!(matches!(follower.accept(bad), Err(BlockError::Order { .. })), "time goes back");
     let bad = signed_anew(&|Header::V1 { previous, .. }| previous[0] ^= 1, &key);
     assert!(matches!(follower.accept(bad), Err(BlockError::Order { .. })), "another history");
+    let bad = signed_anew(&|Header::V1 { beacon, .. }| beacon[0] ^= 1, &key);
+    assert_eq!(follower.accept(bad).err(), Some(BlockError::Beacon { height: 2 }));
     let bad = signed_anew(&|Header::V1 { state_root, .. }| state_root[0] ^= 1, &key);
     assert_eq!(follower.accept(bad).err(), Some(BlockError::Root { height: 2 }));
     let mut bad = second.clone();
     bad.txs.swap(0, 1);
     assert_eq!(follower.accept(bad).err(), Some(BlockError::Txs { height: 2 }));
     // A market that pays itself twice is found out, whatever it signs.
-    let mut made = follower.make(1001, vec![fund(2, 7)], &key).unwrap().next.unwrap().block;
+    let mut made = follower.make(1001, vec![fund(2, 7)], &OPERATOR).unwrap().next.unwrap().block;
     made.txs.push(fund(2, 7));
     assert!(follower.accept(made).is_err());
     // After all that it goes on as if nothing had been.
@@ -533,4 +422,4 @@ fn golden_root_and_sizes() {
     assert_eq!(root, GOLDEN_ROOT);
 }
 
-const GOLDEN_ROOT: &str = "d9797657b59ff321403946cfcd7bea0b96ca8c1d62c29a2c236282d7f7a66a0b";
+const GOLDEN_ROOT: &str = "dc4c0ab531721894157bf80004809c8948d538b170e14032cd9f58282e041619";

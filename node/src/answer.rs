@@ -28,8 +28,9 @@ use crate::frames::{
 };
 use crate::index_log::IndexLogs;
 use crate::limits::{
-    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, SESSIONS_MAX,
-    SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout, count_down,
+    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, OPENINGS_MAX,
+    OPENINGS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES,
+    STALL_TIMEOUT, bulk_timeout, count_down,
 };
 use crate::market::Market;
 use crate::shards::{Incoming, ShardError};
@@ -73,6 +74,8 @@ pub struct Answerer {
     block_transfers: Mutex<HashMap<Subnet, usize>>,
     /// Transactions submitted in the minute that began then.
     submissions: Mutex<(Instant, HashMap<Subnet, usize>)>,
+    /// Times that openings were shown in the minute that began then.
+    opened: Mutex<(Instant, HashMap<Subnet, usize>)>,
 }
 
 /// Sessions served.
@@ -130,6 +133,7 @@ impl Answerer {
             index_transfers,
             block_transfers: Mutex::default(),
             submissions: Mutex::new((Instant::now(), HashMap::new())),
+            opened: Mutex::new((Instant::now(), HashMap::new())),
         }
     }
 
@@ -229,6 +233,15 @@ impl Answerer {
             Request::Terms => self.terms(authority),
             Request::Head { head, add, remove } => self.head(authority, head, add, remove).await?,
             Request::Vouchers { vouchers } => self.vouchers(authority, vouchers).await?,
+            Request::Notice(notice) => {
+                self.earning(authority, Scope::Read, move |earner, owner| {
+                    earner.take_notice(&owner, notice).map(|()| Response::Done)
+                })
+                .await?
+            }
+            Request::Openings { deal, seed, count } => {
+                self.openings(wire.remote_ip.into(), deal, seed, count).await?
+            }
             Request::DealState { deal } => {
                 self.earning(authority, Scope::Read, move |earner, owner| {
                     earner.state(&owner, deal).map(|state| Response::DealState(Box::new(state)))
@@ -282,6 +295,43 @@ impl Answerer {
         // The asker may see a block that has not arrived here.
         earner.await_block().await;
         Ok(ask().await?)
+    }
+
+    /// Shows bytes of a set to anybody, within a budget: an auditor need not be known, and auditing is not to be a flood.
+    async fn openings(
+        &self,
+        subnet: Subnet,
+        deal: DealId,
+        seed: [u8; 32],
+        count: u8,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let Some(earner) = self.earner.clone() else {
+            return Ok(Err(Refusal::new(RefusalCode::NotAProvider, "this node offers no storage")));
+        };
+        if !self.may_open(subnet) {
+            let why = "auditors have had what this node shows in a minute";
+            return Ok(Err(Refusal::new(RefusalCode::Busy, why)));
+        }
+        let show = move || {
+            let (seq, openings) = earner.openings(deal, seed, count.into())?;
+            Ok(Response::Openings { seq, openings })
+        };
+        Ok(tokio::task::spawn_blocking(show).await?)
+    }
+
+    /// Counts openings shown to `subnet`, unless it, or everybody together, had their share in this minute.
+    fn may_open(&self, subnet: Subnet) -> bool {
+        let mut opened = self.opened.lock().expect("no holder panics");
+        if opened.0.elapsed() > Duration::from_secs(60) {
+            *opened = (Instant::now(), HashMap::new());
+        }
+        let total: usize = opened.1.values().sum();
+        let count = opened.1.entry(subnet).or_default();
+        if total >= OPENINGS_MAX || *count >= OPENINGS_PER_SUBNET_MAX {
+            return false;
+        }
+        *count += 1;
+        true
     }
 
     fn terms(&self, authority: Option<&Authority>) -> Result<Response, Refusal> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+mod audits;
 mod blobs;
 mod deals;
 mod market;
@@ -182,6 +183,7 @@ impl From<SubmitError> for ApiError {
     }
 }
 
+pub use audits::{AuditInfo, FailingInfo, StrikeInfo};
 pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
 pub use market::{Balance, Funding, MarketReport, Quote};
@@ -203,6 +205,8 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(market::market_fund))
         .routes(routes!(market::market_blocks))
         .routes(routes!(market::quote))
+        .routes(routes!(audits::list_audits))
+        .routes(routes!(audits::get_evidence))
         .routes(routes!(deals::list_deals))
         .routes(routes!(deals::close_deal))
         .routes(routes!(deals::withdraw))
@@ -341,6 +345,7 @@ fn why(node: &Node) -> HashMap<PublicKey, String> {
         Some(Passed::Full) => format!("no room for a shard of {shard_bytes} bytes"),
         Some(Passed::Expensive) => "asks more than client.max_price".to_owned(),
         Some(Passed::Failing) => "failed lately, and so weighs little".to_owned(),
+        Some(Passed::Struck) => "failed again and again; see `spare audit`".to_owned(),
         Some(Passed::SameOperator(node)) => {
             format!("its operator already has {}, which is chosen", &node.to_string()[..12])
         }

@@ -10,9 +10,8 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, RwLock};
 
-use spare_market::block::{Block, BlockError, Ledger, Next, Outcome, RestoreError};
+use spare_market::block::{Block, BlockError, Ledger, Next, Operator, Outcome, RestoreError};
 use spare_market::genesis::Genesis;
-use spare_market::keys::SigningSecret;
 use spare_market::signed::SignedBytes;
 use spare_market::state::{Entry, Key, NotConserved};
 use spare_market::tx::Event;
@@ -25,7 +24,7 @@ use crate::meta::{Batch, Meta, MetaError, Table};
 /// The newest block's signed header.
 const TIP_KEY: &[u8] = b"ledger tip";
 /// Longest key of an entry.
-const KEY_MAX_BYTES: usize = 64;
+const KEY_MAX_BYTES: usize = 96;
 /// Entries in a part of a snapshot. An entry has less than a kilobyte.
 const PART_ENTRIES: usize = 128;
 
@@ -114,10 +113,10 @@ impl Chain {
         &self,
         now_s: u64,
         txs: Vec<SignedBytes>,
-        market_key: &SigningSecret,
+        operator: &Operator,
     ) -> Result<Vec<Outcome>, ChainError> {
         let _writing = self.writing.lock().expect("no holder panics");
-        let made = self.view(|ledger| ledger.make(now_s, txs, market_key))??;
+        let made = self.view(|ledger| ledger.make(now_s, txs, operator))??;
         if let Some(next) = made.next {
             crash::point("market before block");
             self.write(next)?;
@@ -236,23 +235,29 @@ fn decode_key(key: &[u8]) -> Option<Key> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use spare_market::amount::Amount;
     use spare_market::genesis::GenesisV1;
     use spare_market::grant::Grant;
-    use spare_market::keys::Seed;
+    use spare_market::keys::SigningSecret;
     use spare_market::signed::Signed;
     use spare_market::tx::{Action, Tx};
+    use spare_proofs::cipher::Secret;
 
     fn key(tag: u8) -> SigningSecret {
-        Seed::from_entropy([tag; 32]).account_key()
+        SigningSecret::from_secret(&Secret::new([tag; 32]))
     }
+
+    static OPERATOR: LazyLock<Operator> = LazyLock::new(|| Operator::new(&Secret::new([1; 32])));
 
     fn genesis() -> Genesis {
         Genesis::V1(GenesisV1 {
-            market: key(1).public(),
+            market: OPERATOR.public(),
             started_s: 0,
             period_s: 10,
+            beacon: OPERATOR.first_beacon(),
             fee_bps: 0,
             salt: [0; 32],
         })
@@ -286,9 +291,12 @@ mod tests {
         let open = |i: usize| Chain::open(Arc::new(Meta::open(dirs[i].path()).unwrap()), genesis());
         let chain = open(0).unwrap();
         for (now_s, amounts) in [(5, &[1, 2][..]), (6, &[]), (15, &[]), (20, &[3])] {
-            chain.make(now_s, txs(&chain, amounts), &key(1)).unwrap();
+            chain.make(now_s, txs(&chain, amounts), &OPERATOR).unwrap();
         }
-        assert!(chain.make(21, txs(&chain, &[1 << 101]), &key(1)).unwrap()[0].is_err(), "and makes no block");
+        assert!(
+            chain.make(21, txs(&chain, &[1 << 101]), &OPERATOR).unwrap()[0].is_err(),
+            "and makes no block"
+        );
         let funded = |chain: &Chain| chain.view(|l| l.state().account(&key(2).public()).free).unwrap();
         assert_eq!((funded(&chain), *chain.height().borrow()), (Amount(6), 3));
         drop(chain);
@@ -319,7 +327,7 @@ mod tests {
         let open = |i: usize| Chain::open(Arc::new(Meta::open(dirs[i].path()).unwrap()), genesis());
         let chain = open(0).unwrap();
         chain.snapshot(|_| panic!("there is nothing to hand over")).unwrap();
-        chain.make(5, txs(&chain, &[1, 2]), &key(1)).unwrap();
+        chain.make(5, txs(&chain, &[1, 2]), &OPERATOR).unwrap();
         let (mut header, mut entries) = (None, Vec::new());
         chain
             .snapshot(|part| {
@@ -327,7 +335,7 @@ mod tests {
                     SnapshotPart::Header(signed) => {
                         header = Some(signed);
                         // What comes meanwhile is not part of it.
-                        chain.make(6, txs(&chain, &[4]), &key(1)).unwrap();
+                        chain.make(6, txs(&chain, &[4]), &OPERATOR).unwrap();
                     }
                     SnapshotPart::Entries(more) => entries.extend(more),
                 }

@@ -21,6 +21,7 @@ macro_rules! line {
     }};
 }
 
+mod audit;
 mod http;
 mod market;
 mod setup;
@@ -86,6 +87,11 @@ enum Command {
     },
     /// Have what clients have promised for storage paid out now, instead of about once a day
     Withdraw,
+    /// List what is held against providers: failed reads, strikes, evidence
+    Audit {
+        #[command(subcommand)]
+        command: Option<AuditCommand>,
+    },
     /// The market: its ledger, and issuing credits
     Market {
         #[command(subcommand)]
@@ -115,6 +121,22 @@ enum DealsCommand {
         /// Close it also if shards are stored under it, which are lost then
         #[arg(long)]
         force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Write evidence into a file
+    Export {
+        /// The evidence, as `spare audit` names it
+        name: String,
+        /// The file
+        file: PathBuf,
+    },
+    /// Check evidence from a file, on any machine, with or without a node
+    Verify {
+        /// The file
+        file: PathBuf,
     },
 }
 
@@ -306,6 +328,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Asks { why } => show::asks(&context, why).await,
             Command::Balance => market::balance(&context).await,
             Command::Deals { command } => market::deals(&context, command).await,
+            Command::Audit { command } => audit::run(&context, command).await,
             Command::Withdraw => market::withdraw(&context).await,
             Command::Market { command } => market::run(&context, command).await,
             Command::Config { command: ConfigCommand::Show { origin } } => {

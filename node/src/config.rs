@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, PICO_PER_CREDIT};
+use spare_market::standing::STRIKE_SPACING_S;
 use spare_proofs::geometry::Geometry;
 
 pub use values::{Advertised, Code, Credits, MaxPrice, Size};
@@ -62,6 +63,8 @@ pub struct ProvideConfig {
     pub price: Credits,
     /// Price of reading, in credits per TB.
     pub read_price: Credits,
+    /// Periods without a client's voucher after which payment is claimed on the ledger, by showing it what is stored; 0 for never.
+    pub claim_after: u16,
 }
 
 /// The `[client]` section.
@@ -76,6 +79,8 @@ pub struct ClientConfig {
     pub fund_days: u16,
     /// Periods for which payment is promised in advance, so that providers are paid while this node sleeps. At most 30.
     pub presign_periods: u8,
+    /// Seconds for which a provider's failure has to last before it is a strike, and between two strikes.
+    pub strike_after_s: u32,
 }
 
 /// The `[network]` section.
@@ -121,12 +126,14 @@ impl Default for Config {
                 dir: String::new(),
                 price: Credits(Amount(2 * PICO_PER_CREDIT)),
                 read_price: Credits(Amount(PICO_PER_CREDIT)),
+                claim_after: 1,
             },
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),
                 max_price: MaxPrice(None),
                 fund_days: 30,
                 presign_periods: 0,
+                strike_after_s: STRIKE_SPACING_S as u32,
             },
             network: NetworkConfig { peers: Vec::new(), snapshot_after: 10_000 },
         }

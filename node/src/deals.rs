@@ -28,10 +28,11 @@ use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, SignedBytes, SignedError};
 use spare_market::tab::{Standing, Tab, TabError};
 use spare_market::tx::Action;
-use spare_proofs::sumtree::Member;
+use spare_proofs::sumtree::{Member, SumTree};
 use spare_proofs::tree::Root;
 
 use crate::chain::{Chain, ChainError};
+use crate::evidence::{Evidence, SignedRead};
 use crate::home::Identity;
 use crate::market::{NotTaken, SubmitError, Wallet};
 use crate::meta::{Batch, Meta, MetaError, Table};
@@ -43,6 +44,8 @@ pub use exchange::HeadChange;
 pub use pay::Pay;
 
 const KEY_PREFIX: &[u8] = b"client ";
+/// Most periods of failed audits that are remembered for a deal.
+const FAILED_KEPT_MAX: usize = 64;
 
 /// Why a deal could not be made, or its provider did not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -123,9 +126,19 @@ struct Record {
     reconciled_bytes: u64,
     /// The period in which that was last the case.
     reconciled_in: u64,
+    /// Periods, not paid for yet, in which audits were tried and none was good.
+    failed_in: Vec<u64>,
 }
 
 impl Record {
+    /// Goes on from what the ledger settled by claims.
+    fn follow(&mut self, deal: &Deal) {
+        self.tab.follow(deal);
+        if self.tab.promised().is_none() {
+            (self.voucher, self.is_delivered) = (None, true);
+        }
+    }
+
     fn new(terms: TermsV1) -> Self {
         Self {
             terms,
@@ -137,6 +150,7 @@ impl Record {
             is_delivered: true,
             reconciled_bytes: 0,
             reconciled_in: 0,
+            failed_in: Vec::new(),
         }
     }
 }
@@ -165,8 +179,6 @@ pub struct AuditState {
     pub good_in: Option<u64>,
     /// Good audits since the node started.
     pub good: u64,
-    /// Bad ones since the last good one, and why the last one was bad.
-    pub failing: Option<(u32, String)>,
 }
 
 impl Cell {
@@ -189,6 +201,21 @@ impl Cell {
     fn subtract_uncovered(&self, bytes: u64) {
         let less = |known: u64| Some(known.saturating_sub(bytes));
         let _ = self.uncovered_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// Notes how an audit in `period` went, for what is paid.
+    pub(crate) fn audited(&self, period: u64, is_good: bool) {
+        let mut record = self.lock();
+        let known = record.failed_in.iter().position(|failed| *failed == period);
+        match (is_good, known) {
+            (true, Some(at)) => drop(record.failed_in.remove(at)),
+            (false, None) if self.audit.lock().expect("no holder panics").good_in != Some(period) => {
+                record.failed_in.push(period);
+                let over = record.failed_in.len().saturating_sub(FAILED_KEPT_MAX);
+                record.failed_in.drain(..over);
+            }
+            _ => {}
+        }
     }
 
     /// The newest head that both sides signed.
@@ -389,11 +416,41 @@ impl Deals {
         let mut standings = Vec::new();
         for cell in self.cells() {
             let Some(on_ledger) = self.on_ledger(cell.id)? else { continue };
-            let tab = cell.lock().tab.clone();
+            let mut tab = cell.lock().tab.clone();
+            tab.follow(&on_ledger);
             let standing = Standing::of(cell.id, on_ledger, tab, self.period(), self.period_s());
             standings.push((standing, cell.audit.lock().expect("no holder panics").clone()));
         }
         Ok(standings)
+    }
+
+    /// Whether a deal's head covers `root`.
+    ///
+    /// # Errors
+    /// When the local records fail.
+    pub fn covers(&self, cell: &Cell, root: &Root) -> Result<bool, MetaError> {
+        self.meta.has(Table::Sets, &sets::key(cell.id, root))
+    }
+
+    /// Evidence of a read of `root` that a provider signed, if its newest head covers that.
+    ///
+    /// # Errors
+    /// When the local records fail.
+    pub fn evidence(
+        &self,
+        cell: &Cell,
+        root: &Root,
+        read: SignedRead,
+    ) -> Result<Option<Evidence>, MetaError> {
+        let members = sets::all(&self.meta, cell.id)?;
+        let position =
+            members.iter().take_while(|member| member.root < *root).map(|member| member.bytes).sum();
+        let Some(head) = cell.lock().head.clone() else { return Ok(None) };
+        let proof = SumTree::new(members).ok().and_then(|set| set.prove(position));
+        let Some(member) = proof.filter(|proof| proof.member.root == *root) else { return Ok(None) };
+        let (network, node) = (self.network, cell.node);
+        let evidence = Evidence::WrongBytes { network, node, head, position, member, read };
+        Ok(evidence.check(network).is_ok().then_some(evidence))
     }
 
     /// A shard under a deal's head, and a place in it, drawn so that each byte is as likely.

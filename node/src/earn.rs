@@ -5,17 +5,19 @@
 //!
 //! **Goals.** What is countersigned is durable first. A repeated head gets the same bytes back. Nothing is deleted that a head covers. Nobody is
 //! served beyond what is funded: a deal's escrow has to outlast a locked grace under all that is stored for it.
-//! **Non-goals.** Claims on the ledger without the client's voucher.
+//! Who gets no voucher claims on the ledger.
+//! **Non-goals.** Judging why no voucher came.
 //!
 //! Everything here blocks, for the metadata store and at times for the disk.
 
+mod claims;
 mod custody;
 mod look;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, ReadPrice, StoragePrice};
@@ -32,8 +34,8 @@ use tokio::time::timeout;
 
 use crate::chain::{Chain, ChainError};
 use crate::crash;
-use crate::frames::{DealState, Refusal, RefusalCode};
-use crate::limits::{DEAL_WAIT, DEALS_PER_CLIENT_MAX, HEAD_CHANGES_MAX, SET_PAGE_MAX};
+use crate::frames::{DealState, Notice, Refusal, RefusalCode};
+use crate::limits::{DEAL_WAIT, DEALS_PER_CLIENT_MAX, HEAD_CHANGES_MAX, NOTICE_WHY_MAX_BYTES, SET_PAGE_MAX};
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::sets;
 use crate::shards::{Fresh, ShardError, Volume};
@@ -58,6 +60,12 @@ struct Record {
     ahead: Vec<SignedBytes>,
     /// The period in which a voucher was last put on the ledger.
     redeemed_in: u64,
+    /// Numbers of heads on the ledger whose sets are kept.
+    anchored: Vec<u64>,
+    /// Whether a head that is not on the ledger removed shards, which can go once it is.
+    is_releasing: bool,
+    /// The period in which it was last tried to start claims.
+    tried_claims_in: Option<u64>,
 }
 
 /// A deal and whose it is.
@@ -100,6 +108,10 @@ pub struct Earner {
     account: PublicKey,
     node_key: SigningSecret,
     prices: (StoragePrice, ReadPrice),
+    /// Periods without a voucher after which claims begin; 0 for never.
+    claim_after_periods: u64,
+    /// The tick for which a claim was last tried, and when.
+    claim_tried: Mutex<Option<(u64, Instant)>>,
     meta: Arc<Meta>,
     chain: Arc<Chain>,
     volume: Arc<Volume>,
@@ -138,13 +150,16 @@ fn refused(error: TabError) -> Refusal {
         TabError::Voucher(VoucherError::NotHigher { .. } | VoucherError::Backwards) => {
             RefusalCode::StaleVoucher
         }
-        TabError::Voucher(_) | TabError::Short { .. } | TabError::Reads { .. } => RefusalCode::BadVoucher,
+        TabError::Voucher(_) | TabError::Short { .. } | TabError::Reads { .. } | TabError::Skipped => {
+            RefusalCode::BadVoucher
+        }
     };
     Refusal::new(code, error.to_string())
 }
 
 impl Earner {
-    /// The deals in `meta`, at the node with `node_key` of `account`, which asks `prices`.
+    /// The deals in `meta`, at the node with `node_key` of `account`, which asks `prices` and claims on the ledger after `claim_after_periods`
+    /// periods without a voucher.
     ///
     /// # Errors
     /// When the metadata store fails.
@@ -152,6 +167,7 @@ impl Earner {
         account: PublicKey,
         node_key: SigningSecret,
         prices: (StoragePrice, ReadPrice),
+        claim_after_periods: u64,
         meta: Arc<Meta>,
         chain: Arc<Chain>,
         volume: Arc<Volume>,
@@ -175,6 +191,8 @@ impl Earner {
             account,
             node_key,
             prices,
+            claim_after_periods,
+            claim_tried: Mutex::default(),
             meta,
             chain,
             volume,
@@ -250,8 +268,9 @@ impl Earner {
             return Err(no_deal("the deal is not between the two of us"));
         }
         let mut deals = self.deals.lock().expect("no holder panics");
-        if let Some(record) = deals.get(&id) {
-            return Ok((record.clone(), deal));
+        if let Some(cell) = deals.get(&id) {
+            cell.lock().follow(&deal);
+            return Ok((cell.clone(), deal));
         }
         let of_owner = deals.values().filter(|cell| cell.client == *owner);
         if of_owner.count() >= DEALS_PER_CLIENT_MAX {
@@ -267,6 +286,9 @@ impl Earner {
             voucher: None,
             ahead: Vec::new(),
             redeemed_in: self.period(),
+            anchored: Vec::new(),
+            is_releasing: false,
+            tried_claims_in: None,
         };
         self.meta.note(Batch::default().put(Table::Deals, &record_key(id), &record)).map_err(internal)?;
         let cell = Cell::new(record);
@@ -346,6 +368,8 @@ impl Earner {
         next.tab.take_head(id, &record.terms, head, self.period_s()).map_err(refused)?;
         let _owner = self.owner_lock(owner);
         let mut batch = Batch::default();
+        self.keep_anchored(id, &deal, &mut next, &mut batch).map_err(internal)?;
+        next.is_releasing |= !remove.is_empty();
         let changed = self.changed_set(owner, id, add, remove, &mut batch)?;
         let sum = sets::commitment(&self.meta, id, &changed.add, remove).map_err(internal)?;
         if sum.is_none_or(|sum| (sum.hash, sum.bytes) != (head.head.set_root, head.head.bytes)) {
@@ -395,7 +419,9 @@ impl Earner {
             let mut next = record.clone();
             if is_over {
                 let now = self.period();
-                match next.tab.take_voucher(voucher.deal, &record.terms, deal.epoch, voucher, now) {
+                let before = record.tab.promised().and_then(|v| v.paid_through);
+                let absent = self.absent_periods(before, voucher.paid_through);
+                match next.tab.take_voucher(voucher.deal, &record.terms, deal.epoch, voucher, now, absent) {
                     // Another node of the client was faster, or it was signed beforehand: what it promises is known.
                     Err(TabError::Voucher(VoucherError::NotHigher { total, known })) if total == known => {
                         continue;
@@ -403,6 +429,11 @@ impl Earner {
                     taken => taken.map_err(refused)?,
                 }
                 next.voucher = Some(signed.raw().clone());
+                if voucher.paid_through > before {
+                    // What was wrong is mended.
+                    let mut batch = Batch::default();
+                    self.meta.note(batch.delete(Table::Notices, &voucher.deal.0)).map_err(internal)?;
+                }
             } else {
                 record.tab.check_covers(&record.terms, &voucher).map_err(refused)?;
                 let ahead = ahead.get_or_insert_default();
@@ -473,6 +504,27 @@ impl Earner {
         Ok(DealState { head: record.head, voucher: record.voucher, tab: record.tab })
     }
 
+    /// Keeps what a client says of its audits of a deal: the newest, until a voucher for storage comes.
+    ///
+    /// # Errors
+    /// The refusal to send.
+    pub fn take_notice(&self, owner: &PublicKey, mut notice: Notice) -> Result<(), Refusal> {
+        self.deal(owner, notice.deal)?;
+        notice.why.truncate(notice.why.floor_char_boundary(NOTICE_WHY_MAX_BYTES));
+        tracing::warn!(client = %owner, shard = %notice.place.root, why = notice.why, strikes_at_s = notice.strikes_at_s,
+            "a client could not read what is stored here; nothing is paid meanwhile");
+        self.meta.note(Batch::default().put(Table::Notices, &notice.deal.0, &notice)).map_err(internal)
+    }
+
+    /// What clients say of their audits, as far as it holds.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn notices(&self) -> Result<Vec<Notice>, MetaError> {
+        let all = self.meta.all::<Notice>(Table::Notices, b"")?;
+        Ok(all.into_iter().map(|(_, notice)| notice).collect())
+    }
+
     /// A page of the shards under a deal's newest head, and whether there are more.
     ///
     /// # Errors
@@ -498,7 +550,8 @@ impl Earner {
         let mut standings = Vec::new();
         for (id, cell) in self.all() {
             let Some(on_ledger) = self.on_ledger(id)? else { continue };
-            let tab = cell.lock().tab.clone();
+            let mut tab = cell.lock().tab.clone();
+            tab.follow(&on_ledger);
             standings.push(Standing::of(id, on_ledger, tab, self.period(), self.period_s()));
         }
         Ok(standings)

@@ -25,6 +25,8 @@
 //!   Vouchers                -> <- Done
 //!   DealState               -> <- DealState
 //!   DealSet                 -> <- DealSet
+//!   Notice                  -> <- Done
+//!   Openings                -> <- Openings
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
@@ -36,9 +38,11 @@ use spare_market::deal::DealId;
 use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
 use spare_market::signed::{NetworkId, SignedBytes};
+use spare_market::standing::{Fault, Place};
 use spare_market::state::{Entry, Key};
 use spare_market::tab::Tab;
 use spare_proofs::encode::{DecodeError, from_bytes, to_bytes};
+use spare_proofs::opening::SetOpening;
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -150,6 +154,36 @@ pub enum Request {
         /// The last shard of the page before.
         after: Option<Root>,
     },
+    /// Audits of a deal of the asker's account fail, and this is what will follow.
+    Notice(Notice),
+    /// Show bytes of the set under the head that the ledger has of a deal. Anybody may ask, within a budget.
+    Openings {
+        /// The deal.
+        deal: DealId,
+        /// Which bytes follow from it.
+        seed: [u8; 32],
+        /// How many, at most [`CLAIM_DRAWS`](spare_market::claim::CLAIM_DRAWS).
+        count: u8,
+    },
+}
+
+/// A client tells its provider that what it stores cannot be read, before anything follows from that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The deal.
+    pub deal: DealId,
+    /// What was asked for.
+    pub place: Place,
+    /// How it failed.
+    pub fault: Fault,
+    /// Why, in words.
+    pub why: String,
+    /// Unix time in seconds since when.
+    pub since_s: u64,
+    /// Unix time in seconds from which on it is a strike, if it goes on.
+    pub strikes_at_s: u64,
+    /// Strikes that count already.
+    pub strikes: u8,
 }
 
 /// What an answerer says.
@@ -233,6 +267,13 @@ pub enum Response {
         members: Vec<Member>,
         /// Whether there are more after these.
         more: bool,
+    },
+    /// Bytes of a set, shown.
+    Openings {
+        /// The number of the head that they are of.
+        seq: u64,
+        /// In order of the draws.
+        openings: Vec<SetOpening>,
     },
 }
 

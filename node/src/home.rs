@@ -384,7 +384,14 @@ mod tests {
 
     fn genesis() -> Genesis {
         let market = Seed::from_entropy([1; 32]).account_key().public();
-        Genesis::V1(GenesisV1 { market, started_s: 0, period_s: 1, fee_bps: 0, salt: [2; 32] })
+        Genesis::V1(GenesisV1 {
+            market,
+            started_s: 0,
+            period_s: 1,
+            beacon: [1; 32],
+            fee_bps: 0,
+            salt: [2; 32],
+        })
     }
 
     fn fixture() -> (tempfile::TempDir, Home) {

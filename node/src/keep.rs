@@ -1,19 +1,24 @@
 //! Keep: audit -> voucher -> renew -> top up, once a period for each deal.
 //!
 //! An audit is an ordinary paid read of 16 KiB at a random place, so a provider cannot serve audits and refuse other reads. After a good one the
-//! client promises to pay for all periods that are over. After a bad one it tries again in a while, and promises nothing meanwhile.
+//! client promises to pay for all periods that are over, but for those in which it asked in vain. After a bad one, of whatever read, it asks for
+//! the same again in a while, promises nothing meanwhile, and tells the provider what will follow.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use spare_market::standing::Place;
 use spare_proofs::tree::GROUP_BYTES;
 use tokio::time::{sleep, timeout};
 
 use crate::client::Client;
 use crate::deals::{Cell, DealError, Pay};
+use crate::frames::Notice;
+use crate::meta::MetaError;
 use crate::peers::PeerError;
+use crate::unix_now_s;
 
 /// Deals that are looked after at once.
 const AT_ONCE: usize = 8;
@@ -27,8 +32,6 @@ const TAKE_OVER_EVERY: Duration = Duration::from_secs(10);
 const AUDIT_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time for one deal's audit and voucher.
 const ONE_DEAL: Duration = Duration::from_secs(90);
-/// Audits that fail in a row before the log says so.
-const WARN_AFTER: u32 = 3;
 
 /// Looks after all deals of this client, for as long as the node runs.
 pub async fn run(client: Arc<Client>) {
@@ -88,42 +91,93 @@ async fn look_after(client: &Arc<Client>, cell: &Arc<Cell>) -> Result<(), DealEr
     let period = client.deals.period();
     let is_due = {
         let audit = cell.audit.lock().expect("no holder panics");
-        audit.good_in.is_none_or(|good_in| good_in < period)
+        let is_failing = client.peers.standings.of(&cell.node).contained().is_some();
+        is_failing || audit.good_in.is_none_or(|good_in| good_in < period)
     };
     if is_due && cell.head().is_some() && audit(client, cell, period).await {
         client.deals.pay(cell, Pay::All).await?;
     }
-    client.deals.renew(cell, client.index_hash()).await
+    client.deals.renew(cell, client.index_hash()).await?;
+    client.deals.expose(cell).await
 }
 
-/// Reads a random 16 KiB of what the provider holds. Returns whether that went well.
+/// What is to be read: what failed before, if that is this deal's, else a random 16 KiB of what the provider holds. `None` when nothing is stored.
+fn place(client: &Client, cell: &Cell) -> Result<Option<Place>, MetaError> {
+    let standings = &client.peers.standings;
+    if let Some(contained) = standings.of(&cell.node).contained() {
+        if client.deals.covers(cell, &contained.place.root)? {
+            return Ok(Some(contained.place));
+        }
+        let is_of_another = client.deals.covering(&cell.node, &contained.place.root);
+        if matches!(is_of_another, Ok(None)) {
+            // It was removed meanwhile.
+            standings.answered(&cell.node, &contained.place);
+        }
+    }
+    Ok(client.deals.draw(cell)?.map(|(member, position)| {
+        let start = position - position % GROUP_BYTES as u64;
+        let end = (start + GROUP_BYTES as u64).min(member.bytes);
+        Place { root: member.root, shard_bytes: member.bytes, start, end }
+    }))
+}
+
+/// Reads from what the provider holds. Returns whether that went well. Also notes it, and tells the provider if it did not.
 async fn audit(client: &Arc<Client>, cell: &Arc<Cell>, period: u64) -> bool {
-    let outcome = match client.deals.draw(cell) {
+    let is_good = match place(client, cell) {
         // Nothing is stored: nothing is to be shown, and what was stored before is to be paid.
-        Ok(None) => Ok(()),
-        Ok(Some((member, position))) => {
-            let start = position - position % GROUP_BYTES as u64;
-            let range = start..(start + GROUP_BYTES as u64).min(member.bytes);
+        Ok(None) => true,
+        Ok(Some(Place { root, shard_bytes, start, end })) => {
             let received = AtomicU64::new(0);
-            let reading = client.deals.read(&cell.node, member.root, member.bytes, range, &received);
-            let read = timeout(AUDIT_WITHIN, reading).await.unwrap_or(Err(PeerError::Stalled));
-            read.map(drop).map_err(|error| error.to_string())
-        }
-        Err(error) => Err(error.to_string()),
-    };
-    let mut audit = cell.audit.lock().expect("no holder panics");
-    match outcome {
-        Ok(()) => {
-            (audit.good_in, audit.good, audit.failing) = (Some(period), audit.good + 1, None);
-            true
-        }
-        Err(why) => {
-            let failed = audit.failing.as_ref().map_or(0, |(failed, _)| *failed) + 1;
-            if failed == WARN_AFTER {
-                tracing::warn!(node = %cell.node, why, "a provider fails its audits; nothing is paid meanwhile");
+            let reading = client.deals.read(&cell.node, root, shard_bytes, start..end, &received);
+            match timeout(AUDIT_WITHIN, reading).await {
+                Ok(read) => read.is_ok(),
+                Err(_) => {
+                    let place = Place { root, shard_bytes, start, end };
+                    client.deals.judge(cell, place, &Err(PeerError::Stalled));
+                    false
+                }
             }
-            audit.failing = Some((failed, why));
-            false
+        }
+        Err(error) => {
+            tracing::error!(%error, "what is to be audited is not known");
+            return false;
+        }
+    };
+    // Whether a period was missed is only known while this node itself is online.
+    if is_good || client.peers.others_answer(&cell.node) {
+        cell.audited(period, is_good);
+    }
+    if is_good {
+        let mut audit = cell.audit.lock().expect("no holder panics");
+        (audit.good_in, audit.good) = (Some(period), audit.good + 1);
+    } else {
+        tell(client, cell).await;
+    }
+    is_good
+}
+
+/// Tells the provider what is held against it, and what will follow.
+async fn tell(client: &Client, cell: &Cell) {
+    let standings = &client.peers.standings;
+    let standing = standings.of(&cell.node);
+    let Some(contained) = standing.contained().filter(|contained| !contained.is_told) else { return };
+    let notice = Notice {
+        deal: cell.id,
+        place: contained.place,
+        fault: contained.fault,
+        why: contained.why.clone(),
+        since_s: contained.since_s,
+        strikes_at_s: standing.strikes_at_s(standings.spacing_s()),
+        strikes: standing.strikes(unix_now_s()).count() as u8,
+    };
+    let telling = client.peers.with_session(&cell.node, async |session| session.notice(notice).await);
+    match timeout(AUDIT_WITHIN, telling).await {
+        Ok(Ok(())) => standings.told(&cell.node),
+        Ok(Err(error)) => {
+            tracing::debug!(node = %cell.node, %error, "a provider could not be told of a failed audit")
+        }
+        Err(_) => {
+            tracing::debug!(node = %cell.node, "a provider does not listen to what is said of a failed audit")
         }
     }
 }

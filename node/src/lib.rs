@@ -32,6 +32,7 @@ pub mod demo;
 pub mod direct_io;
 pub mod discover;
 pub mod earn;
+pub mod evidence;
 pub mod frames;
 pub mod get;
 pub mod home;
@@ -46,6 +47,7 @@ pub mod put;
 pub mod recover;
 pub mod sets;
 pub mod shards;
+pub mod standings;
 pub mod transport;
 
 /// The wall clock, in seconds of unix time.

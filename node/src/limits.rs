@@ -28,6 +28,16 @@ pub const ASKS_PER_ANSWER_BYTES: usize = FRAME_MAX_BYTES / 2;
 pub const ASKS_MAX: usize = 10_000;
 /// Most providers whose asks are kept that say they are in one network (/24, IPv6: /48).
 pub const ASKS_PER_SUBNET_MAX: usize = 64;
+/// Longest file of evidence.
+pub const EVIDENCE_MAX_BYTES: usize = 64 << 10;
+/// Longest read of which what was sent is kept, so that it becomes evidence if it is wrong and signed.
+pub const EVIDENCE_READ_MAX_BYTES: u64 = 16 << 10;
+/// Most times in a minute that a provider shows openings to auditors: 20 reads of 16 KiB each, so at most 330 kB a second.
+pub const OPENINGS_MAX: usize = 60;
+/// Most times in a minute that it shows openings to one network (/24, IPv6: /48).
+pub const OPENINGS_PER_SUBNET_MAX: usize = 20;
+/// Longest reason in a report of a failed audit.
+pub const NOTICE_WHY_MAX_BYTES: usize = 256;
 /// Longest libp2p gossip message.
 pub const GOSSIP_MAX_BYTES: usize = 8 * 1024;
 /// Most direct (quinn) connections at once.

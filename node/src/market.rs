@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
-use spare_market::block::{BLOCK_TXS_MAX, Block, Ledger};
+use spare_market::block::{BLOCK_TXS_MAX, Block, Ledger, Operator, fitting};
 use spare_market::genesis::Genesis;
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{Signed, SignedBytes};
 use spare_market::tx::{Action, Blame, Refused, Tx};
+use spare_proofs::cipher::Secret;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
@@ -102,12 +103,13 @@ pub struct Market {
 }
 
 impl Market {
-    /// The market of `genesis`, whose ledger is `chain`. If its key is `node_key`, this starts the sequencer.
-    pub fn start(chain: Arc<Chain>, genesis: &Genesis, node_key: SigningSecret) -> Self {
+    /// The market of `genesis`, whose ledger is `chain`. If its key is made from `node_secret`, this starts the sequencer.
+    pub fn start(chain: Arc<Chain>, genesis: &Genesis, node_secret: &Secret) -> Self {
         let node = genesis.v1().market;
-        let submissions = (node == node_key.public()).then(|| {
+        let is_here = SigningSecret::from_secret(node_secret).public() == node;
+        let submissions = is_here.then(|| {
             let (sender, receiver) = mpsc::channel(SUBMISSIONS_MAX);
-            tokio::spawn(sequence(chain.clone(), genesis.clone(), node_key, receiver));
+            tokio::spawn(sequence(chain.clone(), genesis.clone(), Operator::new(node_secret), receiver));
             sender
         });
         Self { chain, node, submissions }
@@ -134,18 +136,24 @@ impl Market {
 async fn sequence(
     chain: Arc<Chain>,
     genesis: Genesis,
-    key: SigningSecret,
+    operator: Operator,
     mut submissions: mpsc::Receiver<Submission>,
 ) {
-    let key = Arc::new(key);
+    let operator = Arc::new(operator);
+    let mut batch: Vec<Submission> = Vec::new();
     loop {
-        let mut batch = Vec::new();
-        tokio::select! {
-            taken = submissions.recv_many(&mut batch, BLOCK_TXS_MAX) => if taken == 0 { return },
-            () = sleep(until_next_period(&chain, &genesis)) => {}
+        // What did not fit the last block comes first.
+        if batch.is_empty() {
+            tokio::select! {
+                taken = submissions.recv_many(&mut batch, BLOCK_TXS_MAX) => if taken == 0 { return },
+                () = sleep(until_next_period(&chain, &genesis)) => {}
+            }
         }
-        let (txs, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|s| (s.tx, s.answer)).unzip();
-        let (at, by) = (chain.clone(), key.clone());
+        let (mut txs, mut answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|s| (s.tx, s.answer)).unzip();
+        let fitting = fitting(&txs);
+        let rest = txs.split_off(fitting).into_iter().zip(answers.split_off(fitting));
+        batch.extend(rest.map(|(tx, answer)| Submission { tx, answer }));
+        let (at, by) = (chain.clone(), operator.clone());
         let made = tokio::task::spawn_blocking(move || at.make(unix_now_s(), txs, &by));
         match made.await.expect("making a block does not panic") {
             Ok(outcomes) => {

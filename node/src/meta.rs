@@ -10,6 +10,10 @@
 //! | `fresh` | owner, root | a stored shard that no head covers |
 //! | `deals` | side, deal | a deal, as this node keeps it as its client or its provider |
 //! | `sets` | deal, root | the shards under a deal's newest head, with their lengths |
+//! | `anchored` | deal, root, head's number | the shards under heads that the ledger has, with their lengths |
+//! | `standings` | node | what this client holds against a provider |
+//! | `evidence` | name | evidence against providers |
+//! | `notices` | deal | what a client says of its audits, at its provider |
 //! | `ledger` | key | an entry of the ledger's state |
 //! | `blocks` | height | a block of the ledger |
 //! | `state` | name | counters, the network, known asks, this client's own log |
@@ -38,13 +42,17 @@ pub enum Table {
     Fresh,
     Deals,
     Sets,
+    Anchored,
+    Standings,
+    Evidence,
+    Notices,
     Ledger,
     Blocks,
     State,
 }
 
 impl Table {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 15] = [
         Self::Shards,
         Self::Pending,
         Self::Index,
@@ -53,6 +61,10 @@ impl Table {
         Self::Fresh,
         Self::Deals,
         Self::Sets,
+        Self::Anchored,
+        Self::Standings,
+        Self::Evidence,
+        Self::Notices,
         Self::Ledger,
         Self::Blocks,
         Self::State,
@@ -68,6 +80,10 @@ impl Table {
             Self::Fresh => "fresh",
             Self::Deals => "deals",
             Self::Sets => "sets",
+            Self::Anchored => "anchored",
+            Self::Standings => "standings",
+            Self::Evidence => "evidence",
+            Self::Notices => "notices",
             Self::Ledger => "ledger",
             Self::Blocks => "blocks",
             Self::State => "state",

@@ -32,6 +32,7 @@ use crate::market::{Follower, Market, Wallet};
 use crate::meta::Meta;
 use crate::peers::{Credentials, Peers};
 use crate::shards::Volume;
+use crate::standings::Standings;
 use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key};
 use crate::unix_now_s;
 
@@ -101,7 +102,7 @@ impl Node {
         let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, config.provide.size.0));
         let volume = open_volume(home, &config, &meta)?;
         let chain = Arc::new(Chain::open(meta.clone(), genesis.clone())?);
-        let market = Arc::new(Market::start(chain.clone(), &genesis, identity.node_key()));
+        let market = Arc::new(Market::start(chain.clone(), &genesis, &identity.node_secret));
         let traffic = Arc::new(Traffic::default());
 
         let direct_addr = SocketAddr::new(config.node.listen_ip, config.node.direct_port);
@@ -128,12 +129,13 @@ impl Node {
 
         let node = identity.node_key().public();
         let credentials = Credentials { node, network: identity.network, grant: identity.grant.clone() };
+        let standings = Arc::new(Standings::open(meta.clone(), config.client.strike_after_s.into())?);
         let peers = Arc::new(Peers::new(
             credentials,
             book.clone(),
+            standings,
             direct.clone(),
-            discovery.control.clone(),
-            addresses.clone(),
+            &discovery,
             traffic.clone(),
             config.node.transport,
         ));
@@ -159,7 +161,16 @@ impl Node {
         ));
         let prices = (config.provide.price.storage_price(), config.provide.read_price.read_price());
         let open_earner = |volume: Arc<Volume>| {
-            Earner::open(identity.account, identity.node_key(), prices, meta.clone(), chain.clone(), volume)
+            let claim_after = u64::from(config.provide.claim_after);
+            Earner::open(
+                identity.account,
+                identity.node_key(),
+                prices,
+                claim_after,
+                meta.clone(),
+                chain.clone(),
+                volume,
+            )
         };
         let earner = volume.map(open_earner).transpose()?.map(Arc::new);
         let answerer = Arc::new(Answerer::new(

@@ -22,9 +22,11 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::asks::{AskBook, Provider};
 use crate::config::Transport;
-use crate::discover::Addresses;
+use crate::discover::{Addresses, Discovery};
+use crate::evidence::SignedRead;
 use crate::frames::{FrameError, PROTOCOL, Refusal};
 use crate::limits::{COOL_DOWN, DIAL_TIMEOUT, LEARN_TIMEOUT, STALL_TIMEOUT};
+use crate::standings::Standings;
 use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire, peer_id};
 use crate::unix_now_s;
 
@@ -53,6 +55,14 @@ pub enum PeerError {
     /// Its bytes are not the shard's.
     #[error("it sent wrong bytes: {0}")]
     WrongBytes(#[from] VerifyError),
+    /// Its bytes are not the shard's, and it signed that it sent them.
+    #[error("it sent wrong bytes and signed them: {error}")]
+    SignedWrongBytes {
+        /// Where they are wrong.
+        error: VerifyError,
+        /// The read.
+        read: Box<SignedRead>,
+    },
     /// Its signature does not hold.
     #[error("it signed wrongly: {0}")]
     Signature(#[from] SignedError),
@@ -75,6 +85,7 @@ impl From<std::io::Error> for PeerError {
 struct Health {
     failed_at: Option<Instant>,
     failures_in_row: u32,
+    succeeded_at: Option<Instant>,
     /// Smoothed bytes per second of reads.
     rate: Option<f64>,
 }
@@ -94,6 +105,8 @@ pub struct Peers {
     credentials: Credentials,
     /// Known providers.
     pub book: Arc<AskBook>,
+    /// What is held against them.
+    pub standings: Arc<Standings>,
     direct: Arc<Direct>,
     control: Control,
     addresses: Arc<Addresses>,
@@ -105,6 +118,8 @@ pub struct Peers {
 
 /// How long an idle session is kept: less than the answering side keeps it.
 const IDLE_TRUST: Duration = Duration::from_secs(60);
+/// How long after another peer's answer this node counts as online.
+const ONLINE_FOR: Duration = Duration::from_secs(60);
 /// How long a session is taken to be alive after it was used.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
@@ -113,14 +128,15 @@ impl Peers {
     pub fn new(
         credentials: Credentials,
         book: Arc<AskBook>,
+        standings: Arc<Standings>,
         direct: Arc<Direct>,
-        control: Control,
-        addresses: Arc<Addresses>,
+        discovery: &Discovery,
         traffic: Arc<Traffic>,
         transport: Transport,
     ) -> Self {
         let (idle, health) = (Mutex::default(), Mutex::default());
-        Self { credentials, book, direct, control, addresses, traffic, transport, idle, health }
+        let (control, addresses) = (discovery.control.clone(), discovery.addresses.clone());
+        Self { credentials, book, standings, direct, control, addresses, traffic, transport, idle, health }
     }
 
     /// The network these peers belong to.
@@ -131,7 +147,8 @@ impl Peers {
     /// Known providers as candidates for a shard, with their record.
     pub fn candidates(&self) -> Vec<Candidate> {
         let health = self.health.lock().expect("no holder panics");
-        let providers = self.book.valid(unix_now_s());
+        let now_s = unix_now_s();
+        let providers = self.book.valid(now_s);
         // Where a peer was seen counts for more than what it says.
         let ip = |p: &Provider| {
             Some(self.addresses.ip(&p.node)).filter(|ip| !ip.is_unspecified()).unwrap_or(p.ip())
@@ -139,7 +156,12 @@ impl Peers {
         let candidate = |p: Provider| Candidate {
             node: p.node,
             subnet: Subnet::from(ip(&p)),
-            record: health.get(&p.node).map_or(100, |h| (100 >> h.failures_in_row.min(6)) as u8).max(1),
+            record: match self.standings.of(&p.node).record_percent(now_s) {
+                0 => 0,
+                percent => {
+                    health.get(&p.node).map_or(percent, |h| percent >> h.failures_in_row.min(6)).max(1)
+                }
+            },
             free_bytes: p.ask.free_bytes,
             price: p.ask.price,
             operator: if p.ask.operator.is_empty() { p.account.to_string() } else { p.ask.operator },
@@ -156,6 +178,13 @@ impl Peers {
     /// Smoothed read rate of `node` in bytes per second, if it was ever read from.
     pub fn rate(&self, node: &PublicKey) -> Option<f64> {
         self.health.lock().expect("no holder panics").get(node).and_then(|h| h.rate)
+    }
+
+    /// Whether any peer but `node` answered lately: else this node's own line may be down.
+    pub fn others_answer(&self, node: &PublicKey) -> bool {
+        let health = self.health.lock().expect("no holder panics");
+        let is_recent = |h: &Health| h.succeeded_at.is_some_and(|at| at.elapsed() < ONLINE_FOR);
+        health.iter().any(|(other, health)| other != node && is_recent(health))
     }
 
     /// Notes that `node` lets others wait, so that it is asked last for a while.
@@ -175,6 +204,7 @@ impl Peers {
         let mut health = self.health.lock().expect("no holder panics");
         let health = health.entry(*node).or_default();
         health.failed_at = None;
+        health.succeeded_at = Some(Instant::now());
         health.failures_in_row = 0;
         if let Some((bytes, took)) = read {
             let rate = bytes as f64 / took.as_secs_f64().max(1e-6);

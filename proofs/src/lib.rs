@@ -8,7 +8,7 @@
 //! | encrypt | [`cipher`] | plaintext -> sealed 64 KiB records |
 //! | code | [`erasure`] | k data cells -> n-k parity cells, row by row |
 //! | whiten | [`whiten`] | coded cell -> stored cell |
-//! | prove | [`tree`], [`sumtree`], [`draw`] | stored bytes -> root, openings, verified ranges |
+//! | prove | [`tree`], [`sumtree`], [`opening`], [`draw`] | stored bytes -> root, openings, verified ranges |
 //! | remember | [`recipe`] | keys, geometry and roots -> sealed bytes |
 //!
 //! **Invariant:** nothing here knows a clock, a disk, a network, ambient randomness or async. Keys, seeds and
@@ -19,6 +19,7 @@ pub mod draw;
 pub mod encode;
 pub mod erasure;
 pub mod geometry;
+pub mod opening;
 pub mod recipe;
 pub mod segment;
 pub mod sumtree;

@@ -338,6 +338,35 @@ pub enum VerifyError {
     OutOfRange,
 }
 
+/// What a verified stream of the groups that hold bytes `range` of a shard consists of, whatever its bytes are.
+pub fn stream_shape(shard_bytes: u64, range: Range<u64>) -> Vec<Next> {
+    let range = range.start..range.end.min(shard_bytes);
+    let mut items = Vec::new();
+    let mut stack = Vec::new();
+    if shard_bytes == 0 || range.start < range.end {
+        stack.push(0..groups_of(shard_bytes).max(1));
+    }
+    while let Some(groups) = stack.pop() {
+        let bytes = group_range_bytes(&groups, shard_bytes);
+        if shard_bytes > 0 && (bytes.end <= range.start || bytes.start >= range.end) {
+            continue;
+        }
+        if groups.len() > 1 {
+            items.push(Next::Pair);
+            let mid = groups.start + split_groups(groups.len());
+            stack.extend([mid..groups.end, groups.start..mid]);
+        } else {
+            items.push(Next::Group { offset: bytes.start, len: (bytes.end - bytes.start) as usize });
+        }
+    }
+    items
+}
+
+/// What stands for a group's bytes in a transcript, whether they are the shard's or not: their hash as the group at `offset`.
+pub fn group_entry(shard_bytes: u64, offset: u64, bytes: &[u8]) -> [u8; 32] {
+    if shard_bytes <= GROUP_BYTES as u64 { *Root::of(bytes).as_bytes() } else { group_hash(offset, bytes) }
+}
+
 /// Checks a verified stream item by item, knowing only the root and the length.
 ///
 /// Call [`Self::expects`] to learn what comes, then hand it over by [`Self::pair`] or [`Self::group`].
@@ -624,6 +653,15 @@ mod tests {
             let end = start + if len == 0 { 0 } else { take % (len as u64 - start + 1) };
             let mut sent = stream(&tree, &shard, start..end);
             let got = receive(tree.root(), len as u64, start..end, &sent).unwrap();
+            let planned = tree.plan(start..end).into_iter().map(|item| match item {
+                Item::Pair(_) => Next::Pair,
+                Item::Group { offset, len } => {
+                    let group = &shard[offset as usize..][..len];
+                    assert_eq!(Ok(group_entry(shard.len() as u64, offset, group)), tree.verify_group(offset, group));
+                    Next::Group { offset, len }
+                }
+            });
+            prop_assert_eq!(planned.collect::<Vec<_>>(), stream_shape(len as u64, start..end));
             if start < end {
                 let first = start as usize - start as usize % GROUP_BYTES;
                 prop_assert_eq!(&got[..], &shard[first..(end as usize).next_multiple_of(GROUP_BYTES).min(len)]);

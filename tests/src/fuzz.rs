@@ -4,14 +4,15 @@
 //! `tests/tests/decoders.rs` runs them on generated input in every test run.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use serde::{Serialize, de::DeserializeOwned};
 use spare::catalog::{BlobEntry, Change};
 use spare::frames::{Hello, Request, Response, encode};
 use spare::home::{Identity, Ticket};
-use spare_market::amount::{Amount, StoragePrice};
+use spare_market::amount::{Amount, StorageDue, StoragePrice};
 use spare_market::ask::Ask;
-use spare_market::block::{Block, Header, Ledger};
+use spare_market::block::{Block, Header, Ledger, Operator};
 use spare_market::deal::{DealId, Terms};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
@@ -169,6 +170,8 @@ fn seed(bytes: &[u8]) {
     }
 }
 
+static OPERATOR: LazyLock<Operator> = LazyLock::new(|| Operator::new(&Secret::new([1; 32])));
+
 /// Everything that the ledger takes, as if its signatures held.
 fn ledger(bytes: &[u8]) {
     canonical::<Block>(bytes);
@@ -181,7 +184,7 @@ fn ledger(bytes: &[u8]) {
     if let Ok(genesis) = from_bytes::<Genesis>(bytes, 1 << 20) {
         let _ = Ledger::new(genesis.clone()).map(|ledger| {
             let submitted = vec![SignedBytes { bytes: bytes.to_vec(), ..stray() }];
-            ledger.make(u64::MAX, submitted, &Seed::from_entropy([1; 32]).account_key())
+            ledger.make(u64::MAX, submitted, &OPERATOR)
         });
         let _ = genesis.period_at(u64::MAX);
     }
@@ -228,6 +231,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         market: identity.account,
         started_s: 1,
         period_s: 2,
+        beacon: [6; 32],
         fee_bps: 3,
         salt: [4; 32],
     });
@@ -242,8 +246,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
         until: 3,
         index_hash: [0; 32],
     });
-    let voucher =
-        Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: Some(8), read_bytes: 9, total: Amount(77) });
+    let voucher = Voucher::V1(VoucherV1 {
+        deal,
+        epoch: 0,
+        paid_through: Some(8),
+        read_bytes: 9,
+        skipped: StorageDue::ZERO,
+        total: Amount(77),
+    });
     let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
     let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
     let place = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
@@ -259,8 +269,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let members = (1..4).map(|i| Member { root: Root::from_bytes([i; 32]), bytes: 10 }).collect();
     let set = SumTree::new(members).expect("ascending members are a set");
     let sum_proof = (set.sum(), 15u64, set.prove(15).expect("the position exists"));
-    let genesis =
-        GenesisV1 { market: identity.account, started_s: 1, period_s: 2, fee_bps: 3, salt: [4; 32] };
+    let genesis = GenesisV1 {
+        market: identity.account,
+        started_s: 1,
+        period_s: 2,
+        beacon: [6; 32],
+        fee_bps: 3,
+        salt: [4; 32],
+    };
     let ticket =
         Ticket::V1 { genesis: Genesis::V1(genesis), peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
     vec![

@@ -17,6 +17,7 @@ use spare::market::{Follower, Market, Wallet};
 use spare::meta::Meta;
 use spare::peers::{Credentials, Peers};
 use spare::shards::Volume;
+use spare::standings::Standings;
 use spare::transport::{Direct, SendHalf, Traffic, Wire};
 use spare::unix_now_s;
 use spare_market::amount::{Amount, ReadPrice, StoragePrice};
@@ -112,8 +113,10 @@ impl HostileProvider {
         );
         let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, 10 << 30));
         let chain = Arc::new(Chain::open(meta.clone(), genesis.clone()).expect("an empty ledger opens"));
-        let earner = Earner::open(identity.account, identity.node_key(), PRICES, meta, chain.clone(), volume)
-            .expect("no deals yet");
+        let standings = Arc::new(Standings::open(meta.clone(), 60).expect("nothing is held against anybody"));
+        let earner =
+            Earner::open(identity.account, identity.node_key(), PRICES, 0, meta, chain.clone(), volume)
+                .expect("no deals yet");
         let honest = Answerer::new(
             network,
             identity.node_key(),
@@ -141,13 +144,13 @@ impl HostileProvider {
         let peers = Arc::new(Peers::new(
             credentials,
             book_of_peers,
+            standings,
             direct.clone(),
-            discovery.control.clone(),
-            discovery.addresses.clone(),
+            &discovery,
             Arc::new(Traffic::default()),
             Transport::Auto,
         ));
-        let market = Arc::new(Market::start(chain, &genesis, identity.node_key()));
+        let market = Arc::new(Market::start(chain, &genesis, &identity.node_secret));
         tokio::spawn(
             Arc::new(Follower::new(market.clone(), peers.clone(), discovery.addresses.clone(), u64::MAX))
                 .run(),

@@ -7,7 +7,7 @@ use spare::frames::{Hello, RefusalCode, Request, Response, read_frame, write_fra
 use spare::home::{Identity, Ticket};
 use spare::transport::{Direct, Wire};
 use spare::unix_now_s;
-use spare_market::amount::Amount;
+use spare_market::amount::{Amount, StorageDue};
 use spare_market::deal::{DealId, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{FullHead, HEAD_PERIODS_MAX, Head, HeadV1};
@@ -271,7 +271,14 @@ impl Stranger {
         read_bytes: u64,
         total: u128,
     ) -> SignedBytes {
-        let v1 = VoucherV1 { deal, epoch: 0, paid_through, read_bytes, total: Amount(total) };
+        let v1 = VoucherV1 {
+            deal,
+            epoch: 0,
+            paid_through,
+            read_bytes,
+            skipped: StorageDue::ZERO,
+            total: Amount(total),
+        };
         self.sign(Voucher::V1(v1))
     }
 }

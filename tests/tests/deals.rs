@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 use spare::frames::{RefusalCode, Request, Response};
-use spare_market::amount::{Amount, StoragePrice};
+use spare_market::amount::{Amount, StorageDue, StoragePrice};
 use spare_market::deal::{DealId, Terms, TermsV1};
 use spare_market::grant::{Grant, Scope};
 use spare_market::head::{Head, HeadV1};
@@ -146,7 +146,14 @@ async fn each_bad_voucher_is_refused_by_its_code_and_each_good_one_is_paid_once(
     assert_eq!(hand(&mut client, &two).await, Response::Done);
     assert_eq!(hand(&mut client, &two).await, Response::Done, "the same again");
     assert_eq!(code(hand(&mut client, &one).await), Some(StaleVoucher));
-    let v1 = VoucherV1 { deal, epoch: 0, paid_through: through(3), read_bytes: 0, total: Amount(due(3)) };
+    let v1 = VoucherV1 {
+        deal,
+        epoch: 0,
+        paid_through: through(3),
+        read_bytes: 0,
+        skipped: StorageDue::ZERO,
+        total: Amount(due(3)),
+    };
     let elsewhere = Signed::new(Voucher::V1(v1), NetworkId([9; 32]), &client.me.node_key()).raw().clone();
     assert_eq!(code(hand(&mut client, &elsewhere).await), Some(BadVoucher), "of another ledger");
     let void = client.sign(Voucher::V1(VoucherV1 { epoch: 1, ..v1 }));

@@ -7,11 +7,13 @@ use axum::http::StatusCode;
 use axum::response::Json;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, HOURS_PER_MONTH, StorageDue};
-use spare_market::deal::{GRACE_PERIODS, Status as DealStatus};
+use spare_market::claim::CHALLENGE_TICKS;
+use spare_market::deal::{Deal, DealId, GRACE_PERIODS, Status as DealStatus};
 use spare_market::keys::PublicKey;
 use spare_market::tab::Standing;
 use utoipa::{IntoParams, ToSchema};
 
+use super::audits::{failing_sentence, notice_alerts};
 use super::market::{Balance, balance_of, hex};
 use super::{ApiError, ErrorBody, Shared};
 use crate::deals::{AuditState, DealError};
@@ -104,7 +106,7 @@ fn info(side: &str, with: PublicKey, deal: &Standing, period_s: u32) -> DealInfo
     }
 }
 
-fn operator_of(node: &Node, provider: &PublicKey) -> Option<String> {
+pub(super) fn operator_of(node: &Node, provider: &PublicKey) -> Option<String> {
     node.client.peers.book.get(provider).map(|p| p.ask.operator)
 }
 
@@ -113,7 +115,7 @@ fn bought_info(node: &Node, deal: &Standing, audit: AuditState) -> DealInfo {
     DealInfo {
         operator: operator_of(node, &provider),
         audits: audit.good,
-        failing: audit.failing.map(|(failed, why)| format!("{failed} in a row: {why}")),
+        failing: failing_sentence(&node.client.peers.standings.of(&provider)),
         ..info("client", provider, deal, node.client.deals.period_s())
     }
 }
@@ -243,6 +245,27 @@ fn funding_alert(whose: &str, deal: &Standing, period_s: u32) -> Option<String> 
     Some(format!("{lasts} only, and then {GRACE_PERIODS} of grace; the client's account needs money"))
 }
 
+/// What the ledger asks of this provider.
+fn exposed_alerts(node: &Node) -> Result<Vec<String>, ApiError> {
+    let Some(earner) = &node.earner else { return Ok(Vec::new()) };
+    let alert = |(id, deal): (DealId, Deal)| {
+        let mut words = Vec::new();
+        if deal.claiming.is_some() {
+            words.push(
+                "its client gives no vouchers, so payment is claimed on the ledger each period".to_owned(),
+            );
+        }
+        if deal.challenges > 0 {
+            let times = deal.challenges;
+            words.push(format!(
+                "it is challenged {times} times, which has to be answered within {CHALLENGE_TICKS} periods"
+            ));
+        }
+        format!("deal {}: {}", &id.to_string()[..8], words.join("; "))
+    };
+    Ok(earner.exposed()?.into_iter().map(alert).collect())
+}
+
 /// What this node earns as a provider.
 pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
     let Some(earner) = &node.earner else { return Ok(Earnings::default()) };
@@ -263,7 +286,12 @@ pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
         pending: sum(&Standing::pending),
         unpromised: sum(&|deal| deal.open.saturating_sub(deal.pending())),
         month: sum(&|deal| month_of(deal.tab.rate(), period_s)),
-        alerts: deals.iter().filter_map(alert).collect(),
+        alerts: deals
+            .iter()
+            .filter_map(alert)
+            .chain(notice_alerts(node)?)
+            .chain(exposed_alerts(node)?)
+            .collect(),
     })
 }
 
@@ -295,13 +323,13 @@ pub(super) fn spending(node: &Node) -> Result<Spending, ApiError> {
     let deals = node.client.deals.standings()?;
     let period_s = node.client.deals.period_s();
     let mut alerts = Vec::new();
-    for (deal, audit) in &deals {
+    for (deal, _) in &deals {
         let provider = &deal.on_ledger.terms.node;
         let operator = operator_of(node, provider).unwrap_or_default();
         let whose = format!("the deal with provider {} {operator}", &provider.to_string()[..12]);
         alerts.extend(funding_alert(whose.trim(), deal, period_s));
-        if let Some((failed, why)) = &audit.failing {
-            alerts.push(format!("{} fails its audits, {failed} in a row: {why}", whose.trim()));
+        if let Some(failing) = failing_sentence(&node.client.peers.standings.of(provider)) {
+            alerts.push(format!("{} fails its audits; {failing}", whose.trim()));
         }
     }
     let open: Vec<_> = deals.iter().filter(|(deal, _)| deal.on_ledger.status == DealStatus::Open).collect();

@@ -39,7 +39,7 @@ pub(super) fn balance_of(ledger: &Ledger, account: &PublicKey) -> Balance {
     let money = state.account(account);
     let in_deal = |deal: &Deal| {
         let escrow = if deal.terms.client == *account { deal.escrow.0 } else { 0 };
-        let collateral = if deal.terms.provider == *account { deal.terms.collateral.0 } else { 0 };
+        let collateral = if deal.terms.provider == *account { deal.collateral.0 } else { 0 };
         escrow + collateral
     };
     let locked = Amount(state.deals_of(account).map(|(_, deal)| in_deal(deal)).sum());

@@ -4,8 +4,9 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
+use spare_market::block::Operator;
 use spare_market::genesis::{Genesis, GenesisV1};
-use spare_market::keys::{Seed, SigningSecret};
+use spare_market::keys::Seed;
 use spare_proofs::cipher::Secret;
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
@@ -59,10 +60,12 @@ fn config_text(args: &InitArgs, peers: &[String], operator: &str) -> anyhow::Res
 
 /// A new market, whose key is that of the node being set up.
 fn found(args: &InitArgs, node_secret: &Secret) -> Genesis {
+    let operator = Operator::new(node_secret);
     Genesis::V1(GenesisV1 {
-        market: SigningSecret::from_secret(node_secret).public(),
+        market: operator.public(),
         started_s: unix_now_s(),
         period_s: args.period_s,
+        beacon: operator.first_beacon(),
         fee_bps: args.fee_bps,
         salt: rand::random(),
     })

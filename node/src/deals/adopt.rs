@@ -208,7 +208,7 @@ impl Deals {
         }
         let began = self.genesis.period_at(deal.terms.expires_s.saturating_sub(2 * TERMS_LIFE_MAX_S));
         let tolerance = Amount(deal.escrow.0 / ADOPT_TOLERANCE);
-        tab.check_plausible(&deal.terms, began, self.period(), self.period_s(), tolerance)?;
+        tab.check_plausible(deal, began, self.period(), self.period_s(), tolerance)?;
         let sum = sets::sum(theirs.members.clone());
         let (root, bytes) = anchored.map_or(([0; 32], 0), |h| (h.head.set_root, h.head.bytes));
         if sum.is_none_or(|sum| (sum.hash, sum.bytes) != (root, bytes)) {

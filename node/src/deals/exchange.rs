@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use spare_market::amount::Amount;
 use spare_market::deal::{DealId, Status};
 use spare_market::head::{AnchoredHead, HEAD_PERIODS_MAX, Head, HeadV1, head_hash};
 use spare_market::keys::PublicKey;
 use spare_market::signed::{Signable, Signed};
+use spare_market::tx::Action;
 use spare_proofs::encode::from_bytes;
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
@@ -14,10 +16,13 @@ use spare_proofs::tree::Root;
 use super::{Cell, DealError, Deals, Proposal, record_key};
 use crate::frames::RefusalCode;
 use crate::limits::HEAD_CHANGES_MAX;
+use crate::market::SubmitError;
 use crate::meta::{Batch, Table};
 use crate::peers::PeerError;
 use crate::{crash, sets};
 
+/// Periods after which a newer head of a deal with collateral goes on the ledger.
+const EXPOSED_PERIODS: u64 = 24;
 /// Times that an exchange takes a deal over from another node of this account that goes on with it.
 const TAKE_OVERS_MAX: u32 = 2;
 
@@ -242,8 +247,12 @@ impl Deals {
         full.check_countersignature(self.network, &cell.node)?;
         let head: Head = from_bytes(&full.head.bytes, Head::MAX_BYTES).expect("this node signed these bytes");
         let anchored = AnchoredHead { head: *head.v1(), hash: head_hash(&full.head.bytes) };
+        let on_ledger = self.on_ledger(cell.id)?;
         let mut record = cell.lock();
         let mut next = record.clone();
+        if let Some(deal) = &on_ledger {
+            next.follow(deal);
+        }
         next.tab.take_head(cell.id, &record.terms, anchored, self.period_s())?;
         (next.head, next.proposal) = (Some(full), None);
         let mut batch = Batch::default();
@@ -282,6 +291,28 @@ impl Deals {
                 self.take_over(cell).await
             }
             sent => sent,
+        }
+    }
+
+    /// Has the newest head of a deal with collateral on the ledger, so that challengers can ask about it: once it stood for a period, and at most once in
+    /// a while.
+    ///
+    /// # Errors
+    /// [`DealError`].
+    pub async fn expose(&self, cell: &Arc<Cell>) -> Result<(), DealError> {
+        let Some(deal) = self.on_ledger(cell.id)? else { return Ok(()) };
+        let now = self.period();
+        let is_settled = cell.head().is_some_and(|head| head.head.from < now && head.head.bytes > 0);
+        let stood = deal.head.is_none_or(|head| now >= head.head.from + EXPOSED_PERIODS);
+        if deal.collateral == Amount::ZERO || deal.status != Status::Open || !is_settled || !stood {
+            return Ok(());
+        }
+        let _turn = cell.turn.lock().await;
+        let Some(head) = self.unanchored(cell, &deal) else { return Ok(()) };
+        match self.wallet.send(Action::Anchor { head }).await {
+            // The provider was faster.
+            Err(SubmitError::NotTaken(refused)) if refused.code == "stale_head" => Ok(()),
+            sent => Ok(sent.map(drop)?),
         }
     }
 }

@@ -121,7 +121,8 @@ impl Deals {
     ) -> Result<Need, DealError> {
         if let Some((cell, deal)) = self.live_or_adopted(&node).await? {
             let uncovered = cell.uncovered_bytes.load(Ordering::Relaxed);
-            let record = cell.lock();
+            let mut record = cell.lock();
+            record.follow(&deal);
             if record.terms.price > price_max {
                 return Err(DealError::Terms);
             }
@@ -202,7 +203,8 @@ impl Deals {
             let Some(deal) = self.on_ledger(cell.id)?.filter(|deal| deal.status == Status::Open) else {
                 continue;
             };
-            let record = cell.lock();
+            let mut record = cell.lock();
+            record.follow(&deal);
             let (tab, terms) = (&record.tab, &record.terms);
             let funding = tab.funding(&deal, self.period(), 0, self.period_s());
             let left = tab.left(&deal, self.period());

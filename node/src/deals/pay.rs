@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use spare_market::keys::PublicKey;
 use spare_market::signed::{Signed, SignedBytes};
+use spare_market::standing::{Fault, Place};
 use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES};
 use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::tree::Root;
@@ -14,6 +15,7 @@ use crate::crash;
 use crate::frames::RefusalCode;
 use crate::meta::{Batch, Table};
 use crate::peers::PeerError;
+use crate::standings::fault_of;
 
 /// Unpaid bytes read after which a voucher is sent without waiting for the period to end.
 const PAY_READS_BYTES: u64 = READ_STEP_BYTES / 8;
@@ -68,6 +70,8 @@ impl Deals {
         let mut result = self.peers.read(node, root, shard_bytes, range.clone(), received).await;
         drop(counting);
         let Some(cell) = &cell else { return result };
+        let place = Place { root, shard_bytes, start: range.start, end: range.end };
+        self.judge(cell, place, &result);
         let is_due =
             matches!(&result, Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::PaymentDue);
         let is_unfunded =
@@ -89,6 +93,32 @@ impl Deals {
             });
         }
         result
+    }
+
+    /// Has what came of a read held for or against its provider. A read is a read, whatever it was for.
+    pub(crate) fn judge(&self, cell: &Cell, place: Place, result: &Result<Vec<u8>, PeerError>) {
+        let standings = &self.peers.standings;
+        let error = match result {
+            Ok(_) => return standings.answered(&cell.node, &place),
+            Err(error) => error,
+        };
+        if let PeerError::SignedWrongBytes { read, .. } = error {
+            let kept = self
+                .evidence(cell, &place.root, (**read).clone())
+                .map(|evidence| evidence.map(|evidence| standings.keep_evidence(&evidence)));
+            match kept {
+                Ok(Some(Ok(name))) => {
+                    tracing::warn!(node = %cell.node, name, "a provider signed wrong bytes; `spare audit` shows the evidence")
+                }
+                Ok(None) => {}
+                Ok(Some(Err(error))) | Err(error) => tracing::error!(%error, "evidence could not be kept"),
+            }
+        }
+        // Of a line that is down nobody else is to blame.
+        let Some(fault) = fault_of(error) else { return };
+        if fault != Fault::Silent || self.peers.others_answer(&cell.node) {
+            standings.failed(&cell.node, place, fault, &error.to_string());
+        }
     }
 
     /// Promises what is owed so far, and hands the promise to the provider.
@@ -163,12 +193,23 @@ impl Deals {
         let period = self.period();
         let mut record = cell.lock();
         let mut next = record.clone();
+        next.follow(&deal);
         next.tab.add_read(cell.read_bytes.swap(0, Ordering::Relaxed));
         let sign = |v: VoucherV1| Signed::new(Voucher::V1(v), self.network, &self.node_key).raw().clone();
         let before = match what {
             Pay::Reads | Pay::Demanded => next.tab.promised_before(),
             Pay::All => period.max(next.tab.promised_before()),
         };
+        if what == Pay::All {
+            // What was not shown while it was asked for is not paid, once.
+            let promised = next.tab.promised_through();
+            let (over, running) = next.failed_in.iter().partition(|failed| **failed < before);
+            next.failed_in = running;
+            let over: Vec<u64> = over;
+            for failed in over.into_iter().filter(|failed| Some(*failed) > promised) {
+                next.tab.skip(failed)?;
+            }
+        }
         if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {
             next.tab.promise(voucher);
             next.voucher = Some(sign(voucher));

@@ -1,6 +1,6 @@
 //! What is held for whom: a shard is *fresh* when it is stored, *covered* once a head has it, and fresh again, to be deleted, when a head removes it.
 //!
-//! **Invariant:** nothing is deleted that the newest head of any deal of its owner covers.
+//! **Invariant:** nothing is deleted that the newest head of any deal of its owner covers, nor what a head covers that the ledger can ask about.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -129,6 +129,10 @@ impl Earner {
             let _owner = self.owner_lock(owner);
             let fresh: Option<Fresh> = self.meta.get(Table::Fresh, &shard_key(owner, root))?;
             let Some(Fresh::V1 { shard_bytes, .. }) = fresh else { continue };
+            if self.is_anchored(owner, root)? {
+                // The ledger can still ask about it.
+                continue;
+            }
             if self.is_covered(owner, root)? {
                 // It was stored again while a head came to cover it.
                 self.meta.note(Batch::default().delete(Table::Fresh, &shard_key(owner, root)))?;

@@ -59,17 +59,22 @@ impl Earner {
 
     /// What is to be told to the ledger now.
     fn look(&self, is_sweeping: bool) -> Result<Vec<Action>, EarnError> {
+        self.note_running()?;
         let mut actions = Vec::new();
         for (id, cell) in self.all() {
             match self.on_ledger(id)? {
                 Some(deal) => {
                     let mut record = cell.lock();
+                    record.follow(&deal);
                     self.take_due(id, &deal, &mut record)?;
                     actions.extend(self.due_actions(id, &deal, &mut record)?);
+                    drop(record);
+                    actions.extend(self.answers(id, &deal)?);
                 }
                 None => self.end(id, &cell)?,
             }
         }
+        actions.extend(self.claim()?);
         if is_sweeping {
             self.sweep()?;
         }
@@ -91,7 +96,11 @@ impl Earner {
             return Ok(());
         }
         for raw in due {
-            let taken = parse(&raw).map(|v| record.tab.take_voucher(id, &record.terms, deal.epoch, v, now));
+            let taken = parse(&raw).map(|v| {
+                let before = record.tab.promised().and_then(|v| v.paid_through);
+                let absent = self.absent_periods(before, v.paid_through);
+                record.tab.take_voucher(id, &record.terms, deal.epoch, v, now, absent)
+            });
             match taken {
                 Some(Ok(())) => record.voucher = Some(raw),
                 // The client was here all along and signed newer ones, or stores more by now.
@@ -116,18 +125,31 @@ impl Earner {
         let open = unpaid(record, deal);
         let is_large = open.0 > deal.escrow.0 / 2;
         let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;
-        if open > Amount::ZERO && deal.escrow > Amount::ZERO && (is_large || is_old || is_dry || is_closing) {
+        // A voucher ends claims.
+        let is_back = deal.claiming.is_some();
+        let is_due = is_large || is_old || is_dry || is_closing || is_back;
+        if open > Amount::ZERO && deal.escrow > Amount::ZERO && is_due {
             actions.extend(record.voucher.clone().map(|voucher| Action::Redeem { voucher }));
             record.redeemed_in = now;
             self.meta.note(Batch::default().put(Table::Deals, &record_key(id), record))?;
         }
+        let is_to_be_anchored = self.look_at_anchored(id, deal, record)?;
         let newer = record.head.clone().filter(|_| record.tab.is_ahead_of(deal));
+        if newer.is_none() {
+            record.is_releasing = false;
+        }
         match deal.status {
             Status::Open if is_dry || is_idle => {
                 tracing::info!(deal = %id, is_dry, is_idle, "a deal is being closed");
                 actions.push(Action::Close { deal: id, head: newer });
             }
-            Status::Open => {}
+            Status::Open => {
+                actions.extend(self.start_claims(id, deal, record)?);
+                let anchors = |action: &Action| matches!(action, Action::Anchor { .. });
+                if is_to_be_anchored && !actions.iter().any(anchors) {
+                    actions.extend(newer.map(|head| Action::Anchor { head }));
+                }
+            }
             Status::Closing { .. } => {
                 actions.extend(newer.map(|head| Action::Anchor { head }));
                 let ticks = self.chain.view(|l: &Ledger| l.state().totals().ticks)?;
@@ -168,15 +190,17 @@ impl Earner {
 
     /// A deal is off the ledger: what it covered is let go.
     fn end(&self, id: DealId, cell: &Cell) -> Result<(), EarnError> {
-        let record = cell.lock();
+        let mut record = cell.lock();
         let owner = record.terms.client;
         let _owner = self.owner_lock(&owner);
         let mut batch = Batch::default();
         let mut released_bytes = 0;
+        self.forget_anchored(id, &[], &mut record, &mut batch)?;
         for member in sets::all(&self.meta, id)? {
             batch.delete(Table::Sets, &sets::key(id, &member.root));
             released_bytes += self.release(&owner, &member.root, member.bytes, id, &mut batch)?;
         }
+        batch.delete(Table::Notices, &id.0);
         self.meta.commit(batch.delete(Table::Deals, &record_key(id)))?;
         self.stored(&owner, released_bytes);
         self.deals.lock().expect("no holder panics").remove(&id);

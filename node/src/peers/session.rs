@@ -15,17 +15,20 @@ use spare_market::receipt::{ReadAnswer, Transcript};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::state::{Entry, Key};
 use spare_proofs::encode::{from_bytes, to_bytes};
+use spare_proofs::opening::SetOpening;
 use spare_proofs::sumtree::Member;
-use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier};
+use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier, group_entry, stream_shape};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{Credentials, FRESH_FOR, PeerError};
-use crate::frames::{DealState, FrameError, Hello, Request, Response, read_frame, write_frame};
+use crate::evidence::SignedRead;
+use crate::frames::{DealState, FrameError, Hello, Notice, Request, Response, read_frame, write_frame};
 use crate::limits::{
     ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DIAL_TIMEOUT,
-    HELLO_TIMEOUT, RECEIPT_TIMEOUT, SNAPSHOT_MAX_BYTES, STALL_TIMEOUT, SUBMIT_TIMEOUT,
+    EVIDENCE_READ_MAX_BYTES, HELLO_TIMEOUT, RECEIPT_TIMEOUT, SNAPSHOT_MAX_BYTES, STALL_TIMEOUT,
+    SUBMIT_TIMEOUT,
 };
 use crate::market::NotTaken;
 use crate::transport::Wire;
@@ -164,31 +167,54 @@ impl Session {
         }
         let mut transcript = Transcript::new(&to_bytes(&request));
         let mut verifier = Verifier::new(root, shard_bytes, range.clone());
+        let is_kept = range.end - range.start <= EVIDENCE_READ_MAX_BYTES;
+        let (mut stream, mut wrong) = (Vec::new(), None);
         let first = range.start - range.start % GROUP_BYTES as u64;
         let mut bytes = Vec::with_capacity((range.end - first) as usize + GROUP_BYTES);
-        while let Some(next) = verifier.expects() {
-            match next {
+        for next in stream_shape(shard_bytes, range.clone()) {
+            let checked = match next {
                 Next::Pair => {
                     let mut pair = [0; PAIR_BYTES];
                     in_time(self.wire.recv.read_exact(&mut pair)).await?;
-                    verifier.pair(&pair)?;
                     transcript.add(&pair);
+                    if is_kept {
+                        stream.extend_from_slice(&pair);
+                    }
+                    if wrong.is_none() { verifier.pair(&pair) } else { Ok(()) }
                 }
-                Next::Group { len, .. } => {
+                Next::Group { offset, len } => {
                     let start = bytes.len();
                     bytes.resize(start + len, 0);
                     in_time(self.wire.recv.read_exact(&mut bytes[start..])).await?;
-                    transcript.add(&verifier.group(&bytes[start..])?);
                     received.fetch_add(len as u64, Ordering::Relaxed);
+                    let group = &bytes[start..];
+                    if is_kept {
+                        stream.extend_from_slice(group);
+                    }
+                    let checked = if wrong.is_none() { verifier.group(group).map(Some) } else { Ok(None) };
+                    let hash = checked.unwrap_or_default();
+                    transcript.add(&hash.unwrap_or_else(|| group_entry(shard_bytes, offset, group)));
+                    checked.map(drop)
                 }
+            };
+            if let Err(error) = checked {
+                // What is to become evidence is received to its end, which is signed.
+                if !is_kept {
+                    return Err(error.into());
+                }
+                wrong = Some(error);
             }
         }
-        let Response::Answered(answer) = self.response().await? else {
+        let Response::Answered(raw) = self.response().await? else {
             return Err(PeerError::Protocol("another end than a signed answer"));
         };
-        let answer = answer.check::<ReadAnswer>(network)?;
+        let answer = raw.clone().check::<ReadAnswer>(network)?;
         if answer.signer() != self.wire.peer || *answer.value() != transcript.finish() {
             return Err(PeerError::Protocol("its signature covers another answer"));
+        }
+        if let Some(error) = wrong {
+            let read = SignedRead { request: to_bytes(&request), stream, answer: raw };
+            return Err(PeerError::SignedWrongBytes { error, read: Box::new(read) });
         }
         self.in_step = true;
         bytes.truncate((range.end - first) as usize);
@@ -375,6 +401,36 @@ impl Session {
         };
         self.in_step = true;
         Ok(*state)
+    }
+
+    /// Tells the peer that audits of a deal of this account fail.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn notice(&mut self, notice: Notice) -> Result<(), PeerError> {
+        let Response::Done = self.request(&Request::Notice(notice)).await? else {
+            return Err(PeerError::Protocol("another answer than done"));
+        };
+        self.in_step = true;
+        Ok(())
+    }
+
+    /// Bytes of the set under the head that the ledger has of a deal, which follow from `seed`; unchecked. Also the head's number.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn openings(
+        &mut self,
+        deal: DealId,
+        seed: [u8; 32],
+        count: u8,
+    ) -> Result<(u64, Vec<SetOpening>), PeerError> {
+        let request = Request::Openings { deal, seed, count };
+        let Response::Openings { seq, openings } = self.request(&request).await? else {
+            return Err(PeerError::Protocol("another answer than openings"));
+        };
+        self.in_step = true;
+        Ok((seq, openings))
     }
 
     /// A page of the shards under a deal's newest head at the peer, and whether there are more.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use libp2p::identity::Keypair;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use spare_market::amount::{Amount, ReadPrice, SUPPLY_MAX, StoragePrice};
-use spare_market::block::{BLOCK_TXS_MAX, Ledger};
+use spare_market::amount::{Amount, ReadPrice, SUPPLY_MAX, StorageDue, StoragePrice};
+use spare_market::block::{BLOCK_TXS_MAX, Ledger, Operator};
 use spare_market::deal::{Terms, TermsV1};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Grant, Scope};
@@ -277,13 +277,15 @@ const VOUCHERS_PER_DEAL: usize = 100;
 
 /// How fast the rules run beside the bare checks of the signatures that they contain, and what a deal costs the ledger.
 fn ledger_speeds() -> anyhow::Result<()> {
-    let key =
-        |tag: u64| SigningSecret::from_secret(&Secret::new(*blake3::hash(&tag.to_le_bytes()).as_bytes()));
+    let secret = |tag: u64| Secret::new(*blake3::hash(&tag.to_le_bytes()).as_bytes());
+    let key = |tag: u64| SigningSecret::from_secret(&secret(tag));
+    let operator = Operator::new(&secret(0));
     let (market, client, provider) = (key(0), key(1), key(2));
     let genesis = Genesis::V1(GenesisV1 {
-        market: market.public(),
+        market: operator.public(),
         started_s: 0,
         period_s: 3600,
+        beacon: operator.first_beacon(),
         fee_bps: 300,
         salt: [0; 32],
     });
@@ -331,7 +333,14 @@ fn ledger_speeds() -> anyhow::Result<()> {
     first.extend((0..DEALS).map(|i| tx(1, open(i))));
     let voucher = |deal: usize, total: usize| {
         let (deal, total) = (terms(deal).deal_id(), Amount(total as u128));
-        let voucher = Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: None, read_bytes: 0, total });
+        let voucher = Voucher::V1(VoucherV1 {
+            deal,
+            epoch: 0,
+            paid_through: None,
+            read_bytes: 0,
+            skipped: StorageDue::ZERO,
+            total,
+        });
         Signed::new(voucher, network, &client).raw().clone()
     };
     let redeems: Vec<SignedBytes> = (1..=VOUCHERS_PER_DEAL)
@@ -339,7 +348,7 @@ fn ledger_speeds() -> anyhow::Result<()> {
         .map(|(deal, total)| tx(2, Action::Redeem { voucher: voucher(deal, total) }))
         .collect();
     let mut follower = ledger.clone();
-    let opened = ledger.make(100, first.clone(), &market)?;
+    let opened = ledger.make(100, first.clone(), &operator)?;
     ensure!(opened.outcomes.iter().all(Result::is_ok), "all deals open");
     follower.accept(ledger.take(opened.next.context("a block with transactions is made")?))?;
 
@@ -353,7 +362,7 @@ fn ledger_speeds() -> anyhow::Result<()> {
     let (mut made_in, mut replayed_in, mut bytes) = (Duration::ZERO, Duration::ZERO, 0);
     for txs in redeems.chunks(BLOCK_TXS_MAX) {
         let started = Instant::now();
-        let made = ledger.make(4000, txs.to_vec(), &market)?;
+        let made = ledger.make(4000, txs.to_vec(), &operator)?;
         let block = ledger.take(made.next.context("a block with transactions is made")?);
         made_in += started.elapsed();
         ensure!(made.outcomes.iter().all(Result::is_ok), "all vouchers are paid");

@@ -1,0 +1,248 @@
+//! Claims and challenges: how a provider shows the ledger that it holds what it was given, when no client's voucher says so.
+//!
+//! ```text
+//! claim      StartClaims -> at each tick, after its beacon: Claim, one for all deals of a node whose clients are away
+//! challenge  Challenge with a bond -> at the next tick's beacon: Answer -> the bond pays for it
+//!                                  `-> no answer within the window: Forfeit takes of the collateral
+//! ```
+//!
+//! A *tick* is a period in which there was a block. A claim is made in one tick for the periods since the one before, under heads that were on the
+//! ledger before its beacon was known. Which bytes are shown follows from the beacon and the ledger's state; a provider supplies no list.
+//!
+//! **What is shown.** [`CLAIM_DRAWS`] bytes. A deal is drawn by the amount claimed under it, a byte of its set like every other. Whoever lacks a share f
+//! of what it claims for can show all draws with a chance of (1-f)^20.
+//!
+//! **Why dilution does not pay.** A provider that dropped what is worth V each period, and hides it among W of its own making, keeps V with the chance
+//! q = (1-V/W)^c. Otherwise it gets nothing, and loses W/c once it was silent before. As 1 - q = (V/W)(1 + (1-V/W) + ... ) over c terms,
+//! each of which is at least q, (1 - q) W/c is at least q V: on average nothing is gained, before what its own money costs in fees.
+//!
+//! **Silence.** A claim that cannot be shown is not made. Its periods are not paid, and that is all; a second silence within
+//! [`SILENCE_TICKS`] burns a draw's share of the claim, and so does each further one.
+//!
+//! **Non-goals.** Judging who refused to sign: that cannot be proven. A provider that gets no voucher starts to claim, and loses one unproven period
+//! at most.
+
+use serde::{Deserialize, Serialize};
+use spare_proofs::draw::positions;
+use spare_proofs::opening::{OpeningError, SetOpening};
+use spare_proofs::sumtree::Sum;
+
+use crate::amount::{Amount, StorageDue};
+use crate::beacon::Beacon;
+use crate::deal::{Deal, DealId};
+use crate::head::{AnchoredHead, HeadV1};
+use crate::keys::PublicKey;
+use crate::state::Totals;
+
+/// Draws of a claim, and of the answer to a challenge.
+pub const CLAIM_DRAWS: usize = 20;
+/// What claiming costs each side, in ten-thousandths of what is claimed: the client pays so much more, the provider gets so much less. So
+/// neither gains by forcing the other to it.
+pub const CLAIM_COST_BPS: u16 = 100;
+/// Ticks within which a second silence burns.
+pub const SILENCE_TICKS: u64 = 30;
+/// Ticks in which a challenge can be answered, from the one after it on.
+pub const CHALLENGE_TICKS: u64 = 3;
+/// What a challenger puts up: a thousandth of a credit, about twice what an answer costs its provider.
+pub const CHALLENGE_BOND: Amount = Amount(1_000_000_000);
+/// Periods of a deal's rate that an unanswered challenge costs, at most all of its collateral.
+pub const PENALTY_PERIODS: u64 = 30;
+
+/// Since when a deal is claimed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claiming {
+    /// The tick in which that began; claims are made in later ones.
+    pub since_tick: u64,
+}
+
+/// What the ledger remembers of a node that claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prover {
+    /// The last tick that is dealt with: it claimed in it, or was silent.
+    pub last_tick: u64,
+    /// The last tick in which it was silent, if ever.
+    pub silent_tick: Option<u64>,
+}
+
+impl Prover {
+    /// Counts all ticks after the last one dealt with and before `tick` as silent. Returns how many of them burn.
+    pub fn fall_silent_before(&mut self, tick: u64) -> u64 {
+        let silent = tick.saturating_sub(self.last_tick + 1);
+        if silent == 0 {
+            return 0;
+        }
+        let first = self.last_tick + 1;
+        let is_free = self.silent_tick.is_none_or(|before| first - before > SILENCE_TICKS);
+        (self.last_tick, self.silent_tick) = (tick - 1, Some(tick - 1));
+        silent - u64::from(is_free)
+    }
+}
+
+/// What can be claimed under a deal in the running tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimable {
+    /// The deal.
+    pub deal: DealId,
+    /// The head that was on the ledger before the beacon was known.
+    pub head: AnchoredHead,
+    /// For storage.
+    pub amount: Amount,
+}
+
+/// What can be claimed under `deal` in the running tick, if anything. Periods have `period_s` seconds.
+///
+/// The escrow has to have it with its cost, and the collateral a draw's share of it.
+pub fn claimable(id: DealId, deal: &Deal, totals: &Totals, period_s: u32) -> Option<Claimable> {
+    deal.claiming.filter(|claiming| claiming.since_tick < totals.ticks)?;
+    let head = deal.head_before(totals.ticks)?;
+    let unpaid = deal.paid_through.map_or(0, |through| through.saturating_add(1));
+    let periods = totals.period.saturating_sub(unpaid.max(totals.previous_period));
+    let amount = claimable_of(deal, Some(head), periods, period_s)?;
+    Some(Claimable { deal: id, head, amount })
+}
+
+/// What `periods` under `head` come to, if escrow and collateral have what a claim of it takes.
+pub(crate) fn claimable_of(
+    deal: &Deal,
+    head: Option<AnchoredHead>,
+    periods: u64,
+    period_s: u32,
+) -> Option<Amount> {
+    let due = head?.head.rate(period_s).checked_mul(periods).map(StorageDue::floor)?;
+    let amount = due.min(Amount(deal.escrow.0 * 10_000 / (10_000 + u128::from(CLAIM_COST_BPS))));
+    (amount > Amount::ZERO && deal.collateral >= draw_share(amount)).then_some(amount)
+}
+
+/// A draw's share of a claim, rounded up: what a silence that burns takes.
+pub fn draw_share(claimed: Amount) -> Amount {
+    Amount(claimed.0.div_ceil(CLAIM_DRAWS as u128))
+}
+
+/// A byte to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drawn {
+    /// Which of the claimables, by index.
+    pub index: usize,
+    /// The byte of its set.
+    pub position: u64,
+}
+
+/// What the node `node` has to show for a claim of `claimables`, which are in order of deal id.
+///
+/// Amounts and positions are 128 bits of BLAKE3 output modulo their total; the bias is below 2^-28.
+pub fn draws(beacon: &Beacon, node: &PublicKey, claimables: &[Claimable]) -> Vec<Drawn> {
+    let total: u128 = claimables.iter().map(|c| c.amount.0).sum();
+    if total == 0 {
+        return Vec::new();
+    }
+    let mut ends = Vec::with_capacity(claimables.len());
+    let mut end = 0;
+    for claimable in claimables {
+        end += claimable.amount.0;
+        ends.push(end);
+    }
+    let mut hasher = blake3::Hasher::new_derive_key("spare 2026 claim draw v1");
+    hasher.update(beacon).update(&node.to_bytes());
+    let mut stream = hasher.finalize_xof();
+    let mut next = || {
+        let mut bytes = [0; 16];
+        stream.fill(&mut bytes);
+        u128::from_le_bytes(bytes)
+    };
+    let mut draw = |_| {
+        let amount = next() % total;
+        let index = ends.partition_point(|end| *end <= amount);
+        let position = (next() % u128::from(claimables[index].head.head.bytes)) as u64;
+        Drawn { index, position }
+    };
+    (0..CLAIM_DRAWS).map(&mut draw).collect()
+}
+
+/// A challenge that is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// The head that was the ledger's when it was made.
+    pub head: AnchoredHead,
+    /// The tick in which it was made. What is to be shown follows from the next one's beacon.
+    pub made_tick: u64,
+    /// What the challenger put up.
+    pub bond: Amount,
+}
+
+impl Challenge {
+    /// The positions of the challenged set that are to be shown, or `None` before their beacon, or long after it.
+    pub fn positions(&self, deal: DealId, challenger: &PublicKey, totals: &Totals) -> Option<Vec<u64>> {
+        let beacon = totals.beacon_of(self.made_tick + 1)?;
+        let mut hasher = blake3::Hasher::new_derive_key("spare 2026 challenge draw v1");
+        hasher.update(&beacon).update(&deal.0).update(&challenger.to_bytes());
+        Some(positions(hasher.finalize().as_bytes(), self.head.head.bytes, CLAIM_DRAWS))
+    }
+
+    /// Whether the time for an answer is over in `tick`.
+    pub fn is_over(&self, tick: u64) -> bool {
+        tick > self.made_tick + CHALLENGE_TICKS
+    }
+
+    /// Whether `deal` has a newer head by now, so that the challenged one need not be held any more.
+    pub fn is_superseded(&self, deal: &Deal) -> bool {
+        deal.head.is_some_and(|head| head.head.seq > self.head.head.seq)
+    }
+
+    /// What an unanswered challenge takes of a deal's `collateral`.
+    pub fn penalty(&self, collateral: Amount, period_s: u32) -> Amount {
+        let due = self.head.head.rate(period_s).checked_mul(PENALTY_PERIODS);
+        due.map_or(collateral, |due| due.floor().max(CHALLENGE_BOND)).min(collateral)
+    }
+}
+
+/// The commitment of a head's set.
+pub fn set_of(head: &HeadV1) -> Sum {
+    Sum { bytes: head.bytes, hash: head.set_root }
+}
+
+/// Why what was shown is not what was drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ShowError {
+    /// Another number of openings.
+    #[error("{shown} openings are shown for {drawn} draws")]
+    Count {
+        /// Given.
+        shown: usize,
+        /// Expected.
+        drawn: usize,
+    },
+    /// An opening shows something else.
+    #[error("draw {draw} is not shown: {error}")]
+    Opening {
+        /// Which draw.
+        draw: usize,
+        /// Why.
+        error: OpeningError,
+    },
+}
+
+/// Checks that `shown` are the openings of `drawn`, each a byte of a head's set.
+///
+/// # Errors
+/// [`ShowError`] for the first that is not.
+pub fn check_shown<'a>(
+    drawn: impl ExactSizeIterator<Item = (&'a HeadV1, u64)>,
+    shown: &[SetOpening],
+) -> Result<(), ShowError> {
+    if drawn.len() != shown.len() {
+        return Err(ShowError::Count { shown: shown.len(), drawn: drawn.len() });
+    }
+    for (draw, ((head, position), opening)) in drawn.zip(shown).enumerate() {
+        opening.verify(&set_of(head), position).map_err(|error| ShowError::Opening { draw, error })?;
+    }
+    Ok(())
+}
+
+/// The share of a deal's bytes that has to be missing before a challenge pays on average: below it, its bond is lost more often than a penalty is won.
+///
+/// A challenger wins half of the penalty with the chance 1-(1-f)^20 and loses the bond otherwise.
+pub fn break_even_fault_rate(penalty: Amount) -> f64 {
+    let (bond, award) = (CHALLENGE_BOND.credits(), penalty.credits() / 2.0);
+    let chance = bond / (bond + award);
+    1.0 - (1.0 - chance).powf(1.0 / CLAIM_DRAWS as f64)
+}

@@ -1,0 +1,491 @@
+//! Claims, silence, challenges and collateral, each by its own case: what pays, what burns, and what is refused.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+#[path = "harness/holding.rs"]
+mod holding;
+#[path = "harness/market.rs"]
+mod market;
+
+use holding::Holding;
+use market::{Market, PERIOD_S, party};
+use spare_market::amount::{Amount, StoragePrice};
+use spare_market::claim::{
+    CHALLENGE_BOND, CHALLENGE_TICKS, CLAIM_DRAWS, Claimable, SILENCE_TICKS, break_even_fault_rate, claimable,
+    draw_share, draws,
+};
+use spare_market::deal::{Deal, DealId};
+use spare_market::head::{FullHead, HeadV1};
+use spare_market::tx::{Action, Blame, Event, Refused};
+use spare_market::voucher::{Voucher, VoucherV1};
+use spare_proofs::opening::SetOpening;
+
+/// What a period costs here: 1 GiB at a price that comes to this much.
+const RATE: u128 = 1_000_000;
+
+/// A deal whose provider holds real shards, with its head on the ledger.
+struct Away {
+    m: Market,
+    deal: DealId,
+    holding: Holding,
+}
+
+fn price(bytes: u64) -> StoragePrice {
+    // So that the rate of a period of 100 s comes to RATE or a little more.
+    StoragePrice((RATE * (3600 / u128::from(PERIOD_S)) * (1 << 30)).div_ceil(bytes.into()) as u64)
+}
+
+impl Away {
+    fn new(collateral: u128) -> Self {
+        let mut m = Market::new();
+        for (who, amount) in [(2, 1 << 40), (3, 1 << 40), (4, 1 << 40)] {
+            m.ok(&party(1), Action::Fund { account: party(who).account.public(), amount: Amount(amount) });
+        }
+        let holding = Holding::new(1, &[5_000, 100_000, 1]);
+        let deal = open(&mut m, 1, 1000 * RATE, collateral, &holding);
+        let mut away = Self { m, deal, holding };
+        let head = away.head(1);
+        away.m.ok(&party(3), Action::Anchor { head });
+        away
+    }
+
+    fn head(&self, seq: u64) -> FullHead {
+        head(&self.m, self.deal, seq, &self.holding)
+    }
+
+    fn tick(&mut self) {
+        self.m.now_s += PERIOD_S;
+        self.m.block(vec![]);
+    }
+
+    fn on_ledger(&self) -> &Deal {
+        self.m.ledger.state().deal(&self.deal).unwrap()
+    }
+
+    fn provider_action(&mut self, action: Action) -> Result<Event, Refused> {
+        self.m.submit(&party(3), action)
+    }
+
+    fn start(&mut self) {
+        self.provider_action(Action::StartClaims { deal: self.deal }).unwrap();
+    }
+
+    fn claimables(&self) -> Vec<Claimable> {
+        let state = self.m.ledger.state();
+        let provider = party(3).account.public();
+        let deals = state.deals_of(&provider);
+        deals.filter_map(|(id, deal)| claimable(id, deal, &state.totals(), PERIOD_S as u32)).collect()
+    }
+
+    fn shown(&self) -> (u64, Vec<SetOpening>) {
+        let totals = self.m.ledger.state().totals();
+        let claimables = self.claimables();
+        let drawn = draws(&totals.beacon(), &party(3).node.public(), &claimables);
+        (totals.ticks, self.holding.show_all(&drawn, &claimables))
+    }
+
+    fn claim(&mut self) -> Result<Event, Refused> {
+        let (tick, openings) = self.shown();
+        self.provider_action(Action::Claim { tick, openings })
+    }
+}
+
+fn open(m: &mut Market, salt: u8, escrow: u128, collateral: u128, holding: &Holding) -> DealId {
+    let terms = m.terms(|t| {
+        (t.collateral, t.price, t.salt) = (Amount(collateral), price(holding.sum().bytes), [salt; 16]);
+    });
+    let action = Action::Open { terms: m.signed(terms.clone(), &m.provider.node), escrow: Amount(escrow) };
+    m.ok(&party(2), action);
+    terms.deal_id()
+}
+
+fn head(m: &Market, deal: DealId, seq: u64, holding: &Holding) -> FullHead {
+    let set = holding.sum();
+    m.head(deal, seq, |head: &mut HeadV1| {
+        (head.set_root, head.bytes, head.price) = (set.hash, set.bytes, price(set.bytes));
+    })
+}
+
+#[test]
+fn an_honest_provider_is_paid_to_the_end_of_the_escrow_without_its_client() {
+    let mut away = Away::new(RATE);
+    away.start();
+    assert_eq!(away.claim().unwrap_err().code(), "claim_tick", "not in the tick in which it began");
+    let before = away.m.free(&party(3));
+    let mut claims = 0;
+    loop {
+        away.tick();
+        match away.claim() {
+            Ok(Event::Claimed { deals, amount, fee, .. }) => {
+                assert_eq!(deals, 1);
+                // Of what a period costs, the client pays 1% more, the provider gets 1% less, and the market's fee of 5% is of the whole.
+                let escrow_ended = away.on_ledger().escrow < Amount(RATE);
+                assert!(escrow_ended || (amount.0 - RATE * 101 / 100) < 20, "{amount:?}");
+                assert!(escrow_ended || (fee.0 as f64 / RATE as f64 - 0.0705).abs() < 1e-3, "{fee:?}");
+                claims += 1;
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(refused) => {
+                assert_eq!(refused.code(), "nothing_to_claim");
+                break;
+            }
+        }
+        assert_eq!(away.claim().unwrap_err().code(), "claim_tick", "once a tick");
+        away.m.ledger.state().check_all().unwrap();
+    }
+    assert!(claims >= 990, "{claims} periods were paid of 1000 funded, of which 1% went for claiming");
+    let deal = away.on_ledger();
+    assert!(deal.escrow < Amount(2) && deal.collateral == Amount(RATE), "{deal:?}");
+    let earned = away.m.free(&party(3)) - before;
+    assert!(earned > 925 * RATE && earned < 945 * RATE, "{earned}");
+    // Where nothing is left to be claimed, nothing that is not claimed burns.
+    for _ in 0..5 {
+        away.tick();
+    }
+    assert_eq!(away.m.refused(&party(4), Action::Lapse { node: party(4).node.public() }).0, "not_due");
+    let event = away.m.ok(&party(4), Action::Lapse { node: party(3).node.public() });
+    assert_eq!(event, Event::Silent { node: party(3).node.public(), burned: Amount::ZERO });
+}
+
+#[test]
+fn what_is_shown_has_to_be_what_was_drawn() {
+    let mut away = Away::new(RATE);
+    away.start();
+    away.tick();
+    let (tick, openings) = away.shown();
+    let mut refused = |tick, openings| {
+        let action = Action::Claim { tick, openings };
+        away.m.refused(&party(3), action)
+    };
+    assert_eq!(refused(tick, openings[1..].to_vec()), ("not_shown", Blame::Sender));
+    assert_eq!(refused(tick, vec![]), ("not_shown", Blame::Sender));
+    let mut other = openings.clone();
+    other.reverse();
+    assert_eq!(refused(tick, other), ("not_shown", Blame::Sender));
+    for draw in 0..CLAIM_DRAWS {
+        let mut forged = openings.clone();
+        forged[draw].leaf.leaf[0] ^= 1;
+        assert_eq!(refused(tick, forged), ("not_shown", Blame::Sender), "draw {draw}");
+    }
+    for wrong in [tick - 1, tick + 1] {
+        assert_eq!(refused(wrong, openings.clone()), ("claim_tick", Blame::Nobody));
+    }
+    // Another node of another account shows nothing with them.
+    let action = Action::Claim { tick, openings: openings.clone() };
+    assert_eq!(away.m.refused(&party(4), action), ("nothing_to_claim", Blame::Sender));
+    // The next tick draws anew.
+    let (m, now_s) = (&away.m.ledger.clone(), away.m.now_s);
+    away.tick();
+    let action = Action::Claim { tick: tick + 1, openings: openings.clone() };
+    assert_eq!(away.m.refused(&party(3), action), ("not_shown", Blame::Sender));
+    (away.m.ledger, away.m.now_s) = (m.clone(), now_s);
+    away.claim().unwrap();
+}
+
+#[test]
+fn what_is_claimed_was_on_the_ledger_before_the_beacon() {
+    let mut away = Away::new(RATE);
+    away.start();
+    away.tick();
+    // A head that comes after the beacon does not count yet, whatever it covers: a provider could choose it by the draws.
+    let small = Holding::new(2, &[10]);
+    let newer = head(&away.m, away.deal, 2, &small);
+    let at = |away: &Away| away.claimables()[0].head.head.seq;
+    assert_eq!(at(&away), 1);
+    let newer = away.m.head(away.deal, 2, |h| {
+        let HeadV1 { set_root, bytes, .. } =
+            spare_proofs::encode::from_bytes::<spare_market::head::Head>(&newer.head.bytes, 500)
+                .map(|head| *head.v1())
+                .unwrap();
+        (h.set_root, h.bytes, h.price) = (set_root, bytes, price(away.holding.sum().bytes));
+    });
+    away.provider_action(Action::Anchor { head: newer }).unwrap();
+    assert_eq!(at(&away), 1, "the one before");
+    let third = away.m.head(away.deal, 3, |h| {
+        (h.set_root, h.bytes, h.price) = (small.sum().hash, 10, price(away.holding.sum().bytes));
+    });
+    away.provider_action(Action::Anchor { head: third }).unwrap();
+    assert_eq!(at(&away), 1, "still the one before this tick");
+    away.claim().unwrap();
+    away.tick();
+    assert_eq!(at(&away), 3);
+}
+
+#[test]
+fn one_silent_period_costs_its_pay_and_a_second_one_burns() {
+    let mut away = Away::new(RATE);
+    away.start();
+    away.tick();
+    away.claim().unwrap();
+    // Away for a period.
+    away.tick();
+    away.tick();
+    let (before, escrow) = (away.m.free(&party(3)), away.on_ledger().escrow);
+    let Event::Claimed { amount, .. } = away.claim().unwrap() else { panic!("claimed") };
+    assert!(amount.0 < RATE * 102 / 100, "the period that was not claimed is not paid later: {amount:?}");
+    assert_eq!(away.on_ledger().collateral, Amount(RATE), "nothing else is lost");
+    assert!(away.m.free(&party(3)) > before && away.on_ledger().escrow < escrow);
+    // A second one soon after.
+    away.tick();
+    away.tick();
+    let event = away.m.ok(&party(4), Action::Lapse { node: party(3).node.public() });
+    let share = draw_share(Amount(RATE));
+    assert!(matches!(event, Event::Silent { burned, .. } if burned.0.abs_diff(share.0) < 5), "{event:?}");
+    assert_eq!(
+        away.m.refused(&party(4), Action::Lapse { node: party(3).node.public() }).0,
+        "not_due",
+        "once"
+    );
+    assert_eq!(away.m.ledger.state().totals().burned, Amount(RATE - away.on_ledger().collateral.0));
+    away.claim().unwrap();
+    // Long after, one is free again.
+    for _ in 0..=SILENCE_TICKS {
+        away.tick();
+        away.claim().unwrap();
+    }
+    let left = away.on_ledger().collateral;
+    away.tick();
+    away.tick();
+    away.claim().unwrap();
+    assert_eq!(away.on_ledger().collateral, left);
+    away.m.ledger.state().check_all().unwrap();
+}
+
+#[test]
+fn an_outage_of_the_market_makes_nobody_silent() {
+    let mut away = Away::new(RATE);
+    away.start();
+    away.m.now_s += 5 * PERIOD_S;
+    away.m.block(vec![]);
+    let Event::Claimed { amount, .. } = away.claim().unwrap() else { panic!("claimed") };
+    assert!(amount.0.abs_diff(5 * RATE * 101 / 100) < 100, "all periods since the tick before: {amount:?}");
+    assert_eq!(away.on_ledger().collateral, Amount(RATE));
+}
+
+#[test]
+fn a_voucher_ends_claims_and_nothing_is_paid_twice() {
+    let mut away = Away::new(RATE);
+    let period = away.m.now_s / PERIOD_S;
+    let old = voucher(&away, 0, period - 1, 3 * RATE);
+    away.start();
+    assert_eq!(away.m.refused(&party(3), Action::StartClaims { deal: away.deal }).0, "claiming");
+    assert_eq!(away.m.refused(&party(3), Action::Redeem { voucher: old }).0, "voucher_epoch");
+    away.tick();
+    away.claim().unwrap();
+    let paid = away.on_ledger().paid;
+    assert_eq!(away.on_ledger().paid_through, Some(period));
+    let same = voucher(&away, 1, period, paid.0);
+    assert_eq!(away.m.refused(&party(3), Action::Redeem { voucher: same }).0, "stale_voucher");
+    let back = voucher(&away, 1, period, paid.0 + 7);
+    let Event::Paid { amount, .. } = away.provider_action(Action::Redeem { voucher: back }).unwrap() else {
+        panic!("paid")
+    };
+    assert_eq!(amount, Amount(7));
+    assert_eq!(away.on_ledger().claiming, None);
+    away.tick();
+    let (tick, openings) = (away.m.ledger.state().totals().ticks, vec![]);
+    assert_eq!(away.m.refused(&party(3), Action::Claim { tick, openings }).0, "nothing_to_claim");
+    // Claims begin anew, and a period that nobody claimed or promised is not paid any more.
+    away.start();
+    assert_eq!((away.on_ledger().epoch, away.on_ledger().paid_through), (2, Some(period + 1)));
+}
+
+fn voucher(away: &Away, epoch: u32, through: u64, total: u128) -> spare_market::signed::SignedBytes {
+    let voucher = VoucherV1 {
+        deal: away.deal,
+        epoch,
+        paid_through: Some(through),
+        read_bytes: 0,
+        skipped: Default::default(),
+        total: Amount(total),
+    };
+    away.m.signed(Voucher::V1(voucher), &away.m.client.node)
+}
+
+#[test]
+fn claims_are_the_providers_and_need_a_head_and_collateral() {
+    let mut m = Market::new();
+    let holding = Holding::new(1, &[100_000]);
+    m.ok(&party(1), Action::Fund { account: party(2).account.public(), amount: Amount(1 << 40) });
+    let deal = open(&mut m, 1, 100 * RATE, 0, &holding);
+    assert_eq!(m.refused(&party(3), Action::StartClaims { deal }).0, "no_head");
+    let empty = m.head(deal, 1, |h| (h.set_root, h.bytes) = ([0; 32], 0));
+    m.ok(&party(3), Action::Anchor { head: empty });
+    assert_eq!(m.refused(&party(3), Action::StartClaims { deal }).0, "no_head");
+    let full = head(&m, deal, 2, &holding);
+    m.ok(&party(3), Action::Anchor { head: full });
+    assert_eq!(m.refused(&party(2), Action::StartClaims { deal }), ("not_a_party", Blame::Sender));
+    assert_eq!(m.refused(&party(3), Action::StartClaims { deal: DealId([0; 32]) }).0, "no_such_deal");
+    m.ok(&party(3), Action::StartClaims { deal });
+    let mut away = Away { m, deal, holding };
+    away.tick();
+    assert_eq!(away.claim().unwrap_err().code(), "nothing_to_claim", "without collateral");
+    // The provider adds to it.
+    let share = draw_share(Amount(RATE + 100)).0;
+    let pledge = |amount| Action::Pledge { deal, amount: Amount(amount) };
+    assert_eq!(away.m.refused(&party(3), pledge(0)).0, "nothing");
+    assert_eq!(away.m.refused(&party(3), pledge(1 << 50)), ("collateral", Blame::Provider));
+    assert_eq!(away.m.refused(&party(2), pledge(1)).0, "not_a_party");
+    away.m.ok(&party(1), Action::Fund { account: party(3).account.public(), amount: Amount(RATE) });
+    assert_eq!(away.m.ok(&party(3), pledge(share)), Event::Pledged { deal, amount: Amount(share) });
+    away.claim().unwrap();
+    // It is given back at the end.
+    let free = away.m.free(&party(3));
+    away.m.ok(&party(2), Action::Close { deal, head: None });
+    for _ in 0..3 {
+        away.tick();
+        away.claim().unwrap();
+    }
+    let earned = away.m.free(&party(3));
+    assert!(earned > free, "a closing deal is claimed for as well");
+    away.m.ok(&party(2), Action::Settle { deal });
+    assert_eq!(away.m.free(&party(3)), earned + share);
+}
+
+#[test]
+fn what_a_silent_provider_owes_is_burned_before_its_deal_is_settled() {
+    let mut away = Away::new(RATE);
+    away.start();
+    away.m.ok(&party(2), Action::Close { deal: away.deal, head: None });
+    for _ in 0..4 {
+        away.tick();
+    }
+    let free = away.m.free(&party(3));
+    away.m.ok(&party(2), Action::Settle { deal: away.deal });
+    let back = away.m.free(&party(3)) - free;
+    // Three silent ticks, of which one is free.
+    assert!((RATE - back).abs_diff(2 * draw_share(Amount(RATE)).0) < 10, "{back}");
+}
+
+#[test]
+fn a_false_alarm_costs_the_challenger_and_pays_the_provider() {
+    let mut away = Away::new(RATE * 100);
+    let deal = away.deal;
+    let (challenger, free) = (party(4).account.public(), away.m.free(&party(4)));
+    assert_eq!(away.m.refused(&party(3), Action::Challenge { deal }), ("own_deal", Blame::Sender));
+    away.m.ok(&party(4), Action::Challenge { deal });
+    assert_eq!(away.m.free(&party(4)), free - CHALLENGE_BOND.0);
+    assert_eq!(away.m.refused(&party(4), Action::Challenge { deal }).0, "challenge_exists");
+    // Another account's challenge, the client's say, stands beside it.
+    away.m.ok(&party(2), Action::Challenge { deal });
+    let answer = |away: &Away, of| {
+        let state = away.m.ledger.state();
+        let positions = state.challenge(deal, of)?.positions(deal, &of, &state.totals())?;
+        let openings = positions.into_iter().map(|position| away.holding.show(position)).collect();
+        Some(Action::Answer { deal, challenger: of, openings })
+    };
+    assert_eq!(answer(&away, challenger), None, "what is to be shown is not known yet");
+    let early = Action::Answer { deal, challenger, openings: vec![] };
+    assert_eq!(away.m.refused(&party(3), early.clone()), ("not_due", Blame::Nobody));
+    away.tick();
+    assert_eq!(away.m.refused(&party(3), early).0, "not_shown");
+    let of_client = answer(&away, party(2).account.public()).unwrap();
+    let Action::Answer { openings, .. } = of_client else { panic!("an answer") };
+    let mixed = Action::Answer { deal, challenger, openings };
+    assert_eq!(away.m.refused(&party(3), mixed).0, "not_shown", "each challenge draws its own");
+    let good = answer(&away, challenger).unwrap();
+    assert_eq!(away.m.refused(&party(4), good.clone()).0, "not_a_party");
+    let earned = away.m.free(&party(3));
+    away.provider_action(good.clone()).unwrap();
+    assert_eq!(away.m.free(&party(3)), earned + CHALLENGE_BOND.0 / 2);
+    assert_eq!(away.m.free(&party(4)), free - CHALLENGE_BOND.0, "the bond is lost");
+    assert_eq!(away.m.refused(&party(3), good).0, "no_such_challenge");
+    assert_eq!(away.on_ledger().collateral, Amount(RATE * 100));
+}
+
+#[test]
+fn an_unanswered_challenge_takes_of_the_collateral_for_challenger_and_client() {
+    let mut away = Away::new(RATE * 5000);
+    let (deal, challenger) = (away.deal, party(4).account.public());
+    let (free, of_client) = (away.m.free(&party(4)), away.m.free(&party(2)));
+    away.m.ok(&party(4), Action::Challenge { deal });
+    away.m.ok(&party(3), Action::Close { deal, head: None });
+    assert_eq!(away.m.refused(&party(2), Action::Challenge { deal }).0, "closing");
+    let forfeit = Action::Forfeit { deal, challenger };
+    for _ in 0..CHALLENGE_TICKS {
+        away.tick();
+        assert_eq!(away.m.refused(&party(4), forfeit.clone()), ("not_due", Blame::Nobody));
+        assert_eq!(
+            away.m.refused(&party(3), Action::Settle { deal }).0,
+            "not_due",
+            "not before it is dealt with"
+        );
+    }
+    away.tick();
+    let late = Action::Answer { deal, challenger, openings: vec![] };
+    assert_eq!(away.m.refused(&party(3), late), ("too_late", Blame::Sender));
+    assert!(matches!(away.m.ok(&party(2), forfeit.clone()), Event::Forfeited { .. }));
+    assert_eq!(away.m.refused(&party(4), forfeit).0, "no_such_challenge");
+    let penalty = RATE * 5000 - away.on_ledger().collateral.0;
+    assert!((CHALLENGE_BOND.0..CHALLENGE_BOND.0 + 31 * RATE).contains(&penalty), "{penalty}");
+    assert_eq!(away.m.free(&party(4)), free + penalty / 2, "the bond comes back with half of the penalty");
+    assert_eq!(away.m.free(&party(2)), of_client + penalty.div_ceil(2));
+    away.m.ok(&party(3), Action::Settle { deal });
+    let no_collateral = Away::new(0);
+    let mut m = no_collateral.m;
+    assert_eq!(
+        m.refused(&party(4), Action::Challenge { deal: no_collateral.deal }),
+        ("no_collateral", Blame::Provider)
+    );
+}
+
+#[test]
+fn a_challenged_head_that_is_superseded_need_not_be_held() {
+    let mut away = Away::new(RATE * 5000);
+    let (deal, challenger) = (away.deal, party(4).account.public());
+    let free = away.m.free(&party(4));
+    away.m.ok(&party(4), Action::Challenge { deal });
+    let newer = away.head(2);
+    away.provider_action(Action::Anchor { head: newer }).unwrap();
+    for _ in 0..=CHALLENGE_TICKS {
+        away.tick();
+    }
+    away.m.ok(&party(4), Action::Forfeit { deal, challenger });
+    assert_eq!(away.on_ledger().collateral, Amount(RATE * 5000));
+    assert_eq!(away.m.free(&party(4)), free);
+    // The same by an answer that shows nothing.
+    away.m.ok(&party(4), Action::Challenge { deal });
+    let newer = away.head(3);
+    away.provider_action(Action::Anchor { head: newer }).unwrap();
+    away.provider_action(Action::Answer { deal, challenger, openings: vec![] }).unwrap();
+    assert_eq!(away.m.free(&party(4)), free);
+    away.m.ledger.state().check_all().unwrap();
+}
+
+#[test]
+fn deals_are_drawn_by_amount_and_bytes_by_length() {
+    let claimable = |tag: u8, bytes: u64, amount: u128| {
+        let m = Market::new();
+        let full = m.head(DealId([tag; 32]), 1, |h| h.bytes = bytes);
+        let head = full.check(m.ledger.network(), &m.provider.node.public()).unwrap();
+        let head = spare_market::head::AnchoredHead::of(&head);
+        Claimable { deal: DealId([tag; 32]), head, amount: Amount(amount) }
+    };
+    let all = [claimable(1, 10, 100), claimable(2, 1000, 0), claimable(3, 1 << 40, 300)];
+    let (mut by_deal, mut upper) = ([0u32; 3], 0);
+    for beacon in 0..500u16 {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&beacon.to_le_bytes());
+        let drawn = draws(&bytes, &party(3).node.public(), &all);
+        assert_eq!(drawn.len(), CLAIM_DRAWS);
+        for drawn in drawn {
+            by_deal[drawn.index] += 1;
+            assert!(drawn.position < all[drawn.index].head.head.bytes);
+            upper += u32::from(drawn.index == 2 && drawn.position >= 1 << 39);
+        }
+    }
+    // 10,000 draws, a quarter and three quarters; the standard deviation is 43.
+    assert!(by_deal[0].abs_diff(2500) < 200 && by_deal[1] == 0, "{by_deal:?}");
+    assert!(upper.abs_diff(3750) < 220, "{upper}");
+    assert!(draws(&[0; 32], &party(3).node.public(), &[]).is_empty());
+}
+
+#[test]
+fn a_challenge_breaks_even_where_it_is_said_to() {
+    let penalty = Amount(CHALLENGE_BOND.0 * 8);
+    let rate = break_even_fault_rate(penalty);
+    let caught = spare_proofs::draw::detection(rate, CLAIM_DRAWS as u32);
+    let gain = caught * penalty.credits() / 2.0 - (1.0 - caught) * CHALLENGE_BOND.credits();
+    assert!(gain.abs() < 1e-9, "{gain}");
+    assert!(rate > 0.0 && rate < 0.02, "{rate}");
+}

@@ -1,0 +1,152 @@
+//! Routes about audits: what this client holds against providers, and evidence.
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Json;
+use serde::{Deserialize, Serialize};
+use spare_market::keys::PublicKey;
+use spare_market::standing::{STRIKES_MAX, Standing};
+use utoipa::ToSchema;
+
+use super::deals::operator_of;
+use super::{ApiError, ErrorBody, Shared};
+use crate::evidence::Evidence;
+use crate::node::Node;
+use crate::unix_now_s;
+
+/// A failure that lasted.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StrikeInfo {
+    /// Unix time in seconds.
+    pub at_s: u64,
+    /// What happened, after "it".
+    pub fault: String,
+    /// Why, in words.
+    pub why: String,
+    /// The shard that was asked for.
+    pub shard: String,
+}
+
+/// A failure that is being asked about again.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FailingInfo {
+    /// Unix time in seconds since when.
+    pub since_s: u64,
+    /// Times that it failed.
+    pub tries: u32,
+    /// What happened, after "it".
+    pub fault: String,
+    /// Why, in words.
+    pub why: String,
+    /// The shard that is asked for.
+    pub shard: String,
+    /// Whether the provider was told.
+    pub is_told: bool,
+    /// Unix time in seconds from which on it is a strike, if it goes on.
+    pub strikes_at_s: u64,
+}
+
+/// What this client holds against a provider.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditInfo {
+    /// The provider's node key.
+    pub node: String,
+    /// Its operator, if its ask is known.
+    pub operator: Option<String>,
+    /// What it weighs when providers are chosen, in percent of one against which nothing is held; 0 for one that is not chosen.
+    pub record_percent: u8,
+    /// Strikes that count.
+    pub strikes: Vec<StrikeInfo>,
+    /// What fails just now.
+    pub failing: Option<FailingInfo>,
+    /// Names of evidence against it.
+    pub evidence: Vec<String>,
+}
+
+/// What fails just now, in one sentence, if anything.
+pub(super) fn failing_sentence(standing: &Standing) -> Option<String> {
+    let contained = standing.contained()?;
+    let (tries, fault, why) = (contained.tries, contained.fault.sentence(), &contained.why);
+    Some(format!("{tries} times in a row it {fault}: {why}"))
+}
+
+fn info(node: &Node, provider: PublicKey, standing: &Standing, evidence: &[(String, Evidence)]) -> AuditInfo {
+    let now_s = unix_now_s();
+    let strikes = standing.strikes(now_s).map(|strike| StrikeInfo {
+        at_s: strike.at_s,
+        fault: strike.fault.sentence().to_owned(),
+        why: strike.why.clone(),
+        shard: strike.place.root.to_string(),
+    });
+    let failing = standing.contained().map(|contained| FailingInfo {
+        since_s: contained.since_s,
+        tries: contained.tries,
+        fault: contained.fault.sentence().to_owned(),
+        why: contained.why.clone(),
+        shard: contained.place.root.to_string(),
+        is_told: contained.is_told,
+        strikes_at_s: standing.strikes_at_s(node.client.peers.standings.spacing_s()),
+    });
+    let is_against = |evidence: &Evidence| {
+        let Evidence::WrongBytes { node, .. } = evidence;
+        *node == provider
+    };
+    let evidence = evidence.iter().filter(|(_, evidence)| is_against(evidence));
+    AuditInfo {
+        node: provider.to_string(),
+        operator: operator_of(node, &provider),
+        record_percent: standing.record_percent(now_s),
+        strikes: strikes.collect(),
+        failing,
+        evidence: evidence.map(|(name, _)| name.clone()).collect(),
+    }
+}
+
+/// Lists what is held against providers: failures, strikes, evidence. Those of which nothing is held are not in it.
+#[utoipa::path(get, path = "/v1/audits", responses((status = 200, body = Vec<AuditInfo>), (status = 401, body = ErrorBody)))]
+pub(super) async fn list_audits(State(node): Shared) -> Result<Json<Vec<AuditInfo>>, ApiError> {
+    let standings = &node.client.peers.standings;
+    let evidence = standings.evidence().map_err(ApiError::internal)?;
+    let mut all = standings.all();
+    for (_, Evidence::WrongBytes { node, .. }) in &evidence {
+        all.entry(*node).or_default();
+    }
+    Ok(Json(all.iter().map(|(provider, standing)| info(&node, *provider, standing, &evidence)).collect()))
+}
+
+/// Gives evidence as bytes, which anybody can check with `spare audit verify`.
+#[utoipa::path(get, path = "/v1/evidence/{name}", params(("name" = String, Path, description = "the evidence's name")),
+    responses((status = 200, content_type = "application/octet-stream"), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn get_evidence(State(node): Shared, Path(name): Path<String>) -> Result<Bytes, ApiError> {
+    let all = node.client.peers.standings.evidence().map_err(ApiError::internal)?;
+    let found = all.into_iter().find(|(known, _)| *known == name).map(|(_, evidence)| evidence.to_bytes());
+    let missing = || {
+        let message = format!("there is no evidence named '{name}'; `spare audit` lists it");
+        ApiError::new(StatusCode::NOT_FOUND, "no_such_evidence", message)
+    };
+    found.map(Bytes::from).ok_or_else(missing)
+}
+
+/// What a client says of its audits, for its provider to act upon.
+pub(super) fn notice_alerts(node: &Node) -> Result<Vec<String>, ApiError> {
+    let Some(earner) = &node.earner else { return Ok(Vec::new()) };
+    let deals = earner.standings()?;
+    let notices = earner.notices().map_err(ApiError::internal)?;
+    let alert = |notice: &crate::frames::Notice| {
+        let deal = deals.iter().find(|deal| deal.id == notice.deal)?;
+        let client = deal.on_ledger.terms.client.to_string();
+        let ago_s = unix_now_s().saturating_sub(notice.since_s);
+        let in_s = notice.strikes_at_s.saturating_sub(unix_now_s());
+        let strike = usize::from(notice.strikes) + 1;
+        Some(format!(
+            "client {} could not read shard {} {ago_s} s ago, since this node {}: {}. Nothing is promised for the deal meanwhile; if it goes on for {in_s} s, \
+             it is strike {strike} of {STRIKES_MAX}, after which that client stores nothing new here",
+            &client[..12],
+            &notice.place.root.to_string()[..12],
+            notice.fault.sentence(),
+            notice.why
+        ))
+    };
+    Ok(notices.iter().filter_map(alert).collect())
+}
