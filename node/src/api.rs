@@ -183,7 +183,7 @@ impl From<SubmitError> for ApiError {
     }
 }
 
-pub use audits::{AuditInfo, FailingInfo, StrikeInfo};
+pub use audits::{AuditInfo, ChallengerStatus, FailingInfo, StrikeInfo};
 pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
 pub use market::{Balance, Funding, MarketReport, Quote};
@@ -207,6 +207,7 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(market::quote))
         .routes(routes!(audits::list_audits))
         .routes(routes!(audits::get_evidence))
+        .routes(routes!(audits::challenge_deal))
         .routes(routes!(deals::list_deals))
         .routes(routes!(deals::close_deal))
         .routes(routes!(deals::withdraw))
@@ -410,6 +411,8 @@ pub struct Status {
     pub spending: Spending,
     /// Storage rented out, if any.
     pub provider: Option<ProviderStatus>,
+    /// What it does as a challenger, if anything.
+    pub challenger: Option<ChallengerStatus>,
     /// Bytes received over `spare/1`, frames included.
     pub received_bytes: u64,
     /// Bytes sent over `spare/1`, frames included.
@@ -505,6 +508,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         blobs: blobs.len(),
         spending: deals::spending(&node)?,
         provider,
+        challenger: audits::challenger(&node)?,
         received_bytes: node.traffic.received_bytes.load(Ordering::Relaxed),
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
         resident_bytes: resident_bytes(),

@@ -133,6 +133,11 @@ enum AuditCommand {
         /// The file
         file: PathBuf,
     },
+    /// Have a deal's provider show on the ledger that it holds what is stored, for a bond that is lost if it does
+    Challenge {
+        /// The deal, or the first 8 digits or more of it
+        deal: String,
+    },
     /// Check evidence from a file, on any machine, with or without a node
     Verify {
         /// The file

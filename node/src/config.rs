@@ -65,6 +65,8 @@ pub struct ProvideConfig {
     pub read_price: Credits,
     /// Periods without a client's voucher after which payment is claimed on the ledger, by showing it what is stored; 0 for never.
     pub claim_after: u16,
+    /// Credits that are pledged for each new deal, as far as the account has them. What is stored and cannot be shown costs of it.
+    pub collateral: Credits,
 }
 
 /// The `[client]` section.
@@ -81,6 +83,16 @@ pub struct ClientConfig {
     pub presign_periods: u8,
     /// Seconds for which a provider's failure has to last before it is a strike, and between two strikes.
     pub strike_after_s: u32,
+}
+
+/// The `[challenge]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChallengeConfig {
+    /// Deals of others that are asked about in a period; 0 for none. What is won from faults is this node's.
+    pub deals_per_period: u32,
+    /// Challenges that may be open on the ledger at once, each of which has a bond of 0.001 credits at stake.
+    pub open_max: u16,
 }
 
 /// The `[network]` section.
@@ -104,6 +116,8 @@ pub struct Config {
     pub provide: ProvideConfig,
     /// The `[client]` section.
     pub client: ClientConfig,
+    /// The `[challenge]` section.
+    pub challenge: ChallengeConfig,
     /// The `[network]` section.
     pub network: NetworkConfig,
 }
@@ -127,6 +141,7 @@ impl Default for Config {
                 price: Credits(Amount(2 * PICO_PER_CREDIT)),
                 read_price: Credits(Amount(PICO_PER_CREDIT)),
                 claim_after: 1,
+                collateral: Credits(Amount::ZERO),
             },
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),
@@ -135,6 +150,7 @@ impl Default for Config {
                 presign_periods: 0,
                 strike_after_s: STRIKE_SPACING_S as u32,
             },
+            challenge: ChallengeConfig { deals_per_period: 0, open_max: 10 },
             network: NetworkConfig { peers: Vec::new(), snapshot_after: 10_000 },
         }
     }

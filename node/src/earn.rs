@@ -101,6 +101,19 @@ pub enum EarnError {
     Shard(#[from] ShardError),
 }
 
+/// Under what a provider makes new deals, and claims under old ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    /// Price of storage.
+    pub price: StoragePrice,
+    /// Price of reading.
+    pub read_price: ReadPrice,
+    /// What is pledged for a new deal, as far as there is money.
+    pub collateral: Amount,
+    /// Periods without a voucher after which claims on the ledger begin; 0 for never.
+    pub claim_after_periods: u64,
+}
+
 /// The deals of which this node is the provider.
 pub struct Earner {
     network: NetworkId,
@@ -108,6 +121,7 @@ pub struct Earner {
     account: PublicKey,
     node_key: SigningSecret,
     prices: (StoragePrice, ReadPrice),
+    collateral: Amount,
     /// Periods without a voucher after which claims begin; 0 for never.
     claim_after_periods: u64,
     /// The tick for which a claim was last tried, and when.
@@ -158,16 +172,14 @@ fn refused(error: TabError) -> Refusal {
 }
 
 impl Earner {
-    /// The deals in `meta`, at the node with `node_key` of `account`, which asks `prices` and claims on the ledger after `claim_after_periods`
-    /// periods without a voucher.
+    /// The deals in `meta`, at the node with `node_key` of `account`, which makes new deals under `offer`.
     ///
     /// # Errors
     /// When the metadata store fails.
     pub fn open(
         account: PublicKey,
         node_key: SigningSecret,
-        prices: (StoragePrice, ReadPrice),
-        claim_after_periods: u64,
+        offer: Offer,
         meta: Arc<Meta>,
         chain: Arc<Chain>,
         volume: Arc<Volume>,
@@ -190,8 +202,9 @@ impl Earner {
             genesis,
             account,
             node_key,
-            prices,
-            claim_after_periods,
+            prices: (offer.price, offer.read_price),
+            collateral: offer.collateral,
+            claim_after_periods: offer.claim_after_periods,
             claim_tried: Mutex::default(),
             meta,
             chain,
@@ -237,13 +250,14 @@ impl Earner {
     /// Terms that the account `client` can take up.
     pub fn terms(&self, client: PublicKey) -> Signed<Terms> {
         let (price, read_price) = self.prices;
+        let free = self.chain.view(|l| l.state().account(&self.account).free);
         let terms = TermsV1 {
             client,
             provider: self.account,
             node: self.node_key.public(),
             price,
             read_price,
-            collateral: Amount::ZERO,
+            collateral: self.collateral.min(free.unwrap_or_default()),
             expires_s: unix_now_s() + TERMS_LIFE_S,
             salt: rand::random(),
         };

@@ -23,6 +23,7 @@ pub mod api;
 pub mod asks;
 pub mod catalog;
 pub mod chain;
+pub mod challenge;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -20,11 +20,12 @@ use crate::answer::Answerer;
 use crate::asks::AskBook;
 use crate::catalog::Catalog;
 use crate::chain::Chain;
+use crate::challenge::{Budget, Challenger};
 use crate::client::Client;
 use crate::config::Config;
 use crate::deals::Deals;
 use crate::discover::{Addresses, Discovery};
-use crate::earn::Earner;
+use crate::earn::{Earner, Offer};
 use crate::frames::PROTOCOL;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
@@ -61,6 +62,8 @@ pub struct Node {
     pub wallet: Arc<Wallet>,
     /// What the market is.
     pub genesis: Genesis,
+    /// Asks about deals of others.
+    pub challenger: Arc<Challenger>,
     /// Deals of which it is the provider, if it offers any.
     pub earner: Option<Arc<Earner>>,
     /// Bytes over the wire.
@@ -159,18 +162,14 @@ impl Node {
             index_copies,
             config.client.max_price.storage_price(),
         ));
-        let prices = (config.provide.price.storage_price(), config.provide.read_price.read_price());
+        let offer = Offer {
+            price: config.provide.price.storage_price(),
+            read_price: config.provide.read_price.read_price(),
+            collateral: config.provide.collateral.0,
+            claim_after_periods: config.provide.claim_after.into(),
+        };
         let open_earner = |volume: Arc<Volume>| {
-            let claim_after = u64::from(config.provide.claim_after);
-            Earner::open(
-                identity.account,
-                identity.node_key(),
-                prices,
-                claim_after,
-                meta.clone(),
-                chain.clone(),
-                volume,
-            )
+            Earner::open(identity.account, identity.node_key(), offer, meta.clone(), chain.clone(), volume)
         };
         let earner = volume.map(open_earner).transpose()?.map(Arc::new);
         let answerer = Arc::new(Answerer::new(
@@ -188,6 +187,18 @@ impl Node {
             addresses.clone(),
             config.network.snapshot_after,
         ));
+        let budget = Budget {
+            deals_per_period: config.challenge.deals_per_period,
+            open_max: config.challenge.open_max.into(),
+        };
+        let challenger = Arc::new(Challenger::open(
+            identity.account,
+            budget,
+            meta.clone(),
+            chain.clone(),
+            client.peers.clone(),
+            wallet.clone(),
+        )?);
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
@@ -197,6 +208,7 @@ impl Node {
             follower,
             wallet,
             genesis,
+            challenger,
             earner,
             traffic,
             addresses,
@@ -213,6 +225,7 @@ impl Node {
             tokio::spawn(node.clone().repeat_ask());
             tokio::spawn(earner.run(node.wallet.clone()));
         }
+        tokio::spawn(node.challenger.clone().run());
         if !node.market.is_here() {
             tokio::spawn(node.follower.clone().run());
         }

@@ -9,7 +9,7 @@ use spare::asks::AskBook;
 use spare::chain::Chain;
 use spare::config::Transport;
 use spare::discover::Discovery;
-use spare::earn::Earner;
+use spare::earn::{Earner, Offer};
 use spare::frames::{Hello, Refusal, RefusalCode, Request, Response, read_frame, write_frame};
 use spare::home::{Identity, Ticket};
 use spare::index_log::IndexLogs;
@@ -34,7 +34,12 @@ use spare_proofs::tree::Root;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What hostile providers ask.
-const PRICES: (StoragePrice, ReadPrice) = (StoragePrice(1000), ReadPrice(0));
+const OFFER: Offer = Offer {
+    price: StoragePrice(1000),
+    read_price: ReadPrice(0),
+    collateral: Amount::ZERO,
+    claim_after_periods: 0,
+};
 
 /// How a provider misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +119,8 @@ impl HostileProvider {
         let logs = Arc::new(IndexLogs::new(meta.clone(), identity.account, 10 << 30));
         let chain = Arc::new(Chain::open(meta.clone(), genesis.clone()).expect("an empty ledger opens"));
         let standings = Arc::new(Standings::open(meta.clone(), 60).expect("nothing is held against anybody"));
-        let earner =
-            Earner::open(identity.account, identity.node_key(), PRICES, 0, meta, chain.clone(), volume)
-                .expect("no deals yet");
+        let earner = Earner::open(identity.account, identity.node_key(), OFFER, meta, chain.clone(), volume)
+            .expect("no deals yet");
         let honest = Answerer::new(
             network,
             identity.node_key(),
@@ -196,8 +200,8 @@ fn ask(identity: &Identity, addr: SocketAddr) -> Signed<Ask> {
         libp2p: Vec::new(),
         offered_bytes: 1 << 50,
         free_bytes: 1 << 50,
-        price: PRICES.0,
-        read_price: PRICES.1,
+        price: OFFER.price,
+        read_price: OFFER.read_price,
         region: String::new(),
         made_s: now_s,
         valid_until_s: now_s + 600,
@@ -269,8 +273,8 @@ fn terms(identity: &Identity, client: PublicKey) -> SignedBytes {
         client,
         provider: identity.account,
         node: identity.node_key().public(),
-        price: PRICES.0,
-        read_price: PRICES.1,
+        price: OFFER.price,
+        read_price: OFFER.read_price,
         collateral: Amount::ZERO,
         expires_s: unix_now_s() + 300,
         salt: rand::random(),

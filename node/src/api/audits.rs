@@ -5,12 +5,15 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Json;
 use serde::{Deserialize, Serialize};
+use spare_market::block::Ledger;
+use spare_market::deal::DealId;
 use spare_market::keys::PublicKey;
 use spare_market::standing::{STRIKES_MAX, Standing};
 use utoipa::ToSchema;
 
 use super::deals::operator_of;
 use super::{ApiError, ErrorBody, Shared};
+use crate::challenge::{ChallengeError, Record};
 use crate::evidence::Evidence;
 use crate::node::Node;
 use crate::unix_now_s;
@@ -126,6 +129,82 @@ pub(super) async fn get_evidence(State(node): Shared, Path(name): Path<String>) 
         ApiError::new(StatusCode::NOT_FOUND, "no_such_evidence", message)
     };
     found.map(Bytes::from).ok_or_else(missing)
+}
+
+/// What this node does as a challenger. Amounts are decimal text, in credits.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct ChallengerStatus {
+    /// Deals of others that are asked about in a period.
+    pub deals_per_period: u32,
+    /// Times that a provider was asked.
+    pub asked: u64,
+    /// Times that it showed what was drawn.
+    pub shown: u64,
+    /// Bytes received for that.
+    pub received_bytes: u64,
+    /// Deals whose provider failed, and is asked again.
+    pub suspects: usize,
+    /// Challenges on the ledger that are open.
+    pub open: usize,
+    /// Challenges made in all.
+    pub challenged: u64,
+    /// Those that were answered, which cost the bond.
+    pub answered: u64,
+    /// Those that were not.
+    pub won: u64,
+    /// Shares of penalties received.
+    pub earned: String,
+    /// Bonds lost.
+    pub lost: String,
+    /// The share of a deal's bytes that has to be missing before challenging it pays, for the deal in the middle; nothing if none can be challenged.
+    pub breaks_even_at: Option<f64>,
+}
+
+/// What this node does as a challenger, if it does or did anything.
+pub(super) fn challenger(node: &Node) -> Result<Option<ChallengerStatus>, ApiError> {
+    let record = node.challenger.record();
+    let deals_per_period = node.config.challenge.deals_per_period;
+    if deals_per_period == 0 && record == Record::default() {
+        return Ok(None);
+    }
+    Ok(Some(ChallengerStatus {
+        deals_per_period,
+        asked: record.asked,
+        shown: record.shown,
+        received_bytes: record.received_bytes,
+        suspects: record.suspects(),
+        open: record.open(),
+        challenged: record.challenged,
+        answered: record.answered,
+        won: record.won,
+        earned: record.earned.to_string(),
+        lost: record.lost.to_string(),
+        breaks_even_at: node.challenger.breaks_even_at()?,
+    }))
+}
+
+/// Challenges a deal on the ledger, for a bond that is lost if its provider shows what is drawn.
+#[utoipa::path(post, path = "/v1/challenges/{deal}", params(("deal" = String, Path, description = "the deal, or the first 8 digits or more of it")),
+    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
+pub(super) async fn challenge_deal(
+    State(node): Shared,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let of_name = |l: &Ledger| -> Vec<DealId> {
+        let named = l.state().deals().map(|(id, _)| id).filter(|id| id.to_string().starts_with(&name));
+        named.take(2).collect()
+    };
+    let named = if name.len() >= 8 { node.market.chain.view(of_name)? } else { Vec::new() };
+    let [deal] = named[..] else {
+        let message = format!("'{name}' names no deal on the ledger, or several");
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_deal", message));
+    };
+    match node.challenger.challenge(deal).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(ChallengeError::Submit(error)) => Err(error.into()),
+        Err(error) => Err(ApiError::internal(error)),
+    }
 }
 
 /// What a client says of its audits, for its provider to act upon.

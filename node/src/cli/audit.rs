@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use reqwest::Method;
+use spare_market::claim::{CHALLENGE_BOND, CHALLENGE_TICKS};
 use spare_market::signed::NetworkId;
 
 use super::show::{count, span};
@@ -17,6 +18,7 @@ pub(super) async fn run(context: &Context, command: Option<AuditCommand>) -> any
     match command {
         None => list(context).await,
         Some(AuditCommand::Export { name, file }) => export(context, &name, &file).await,
+        Some(AuditCommand::Challenge { deal }) => challenge(context, &deal).await,
         Some(AuditCommand::Verify { file }) => verify(context, &file),
     }
 }
@@ -75,6 +77,18 @@ async fn export(context: &Context, name: &str, file: &Path) -> anyhow::Result<()
     std::io::Write::write_all(&mut opened, &bytes)?;
     context.print(&serde_json::json!({"evidence": name, "file": file}), |_, out| {
         line!(out, "{name} is in {}; `spare audit verify FILE` checks it, on any machine", file.display());
+    })
+}
+
+async fn challenge(context: &Context, deal: &str) -> anyhow::Result<()> {
+    let api = context.api()?;
+    api.send(api.request(Method::POST, &["challenges", deal])).await?;
+    context.print(&serde_json::json!({"deal": deal, "challenged": true, "bond": CHALLENGE_BOND.to_string()}), |_, out| {
+        line!(
+            out,
+            "{deal} is challenged for a bond of {CHALLENGE_BOND} credits; its provider has {CHALLENGE_TICKS} periods to show what it holds. \
+             `spare status` tells what came of it"
+        );
     })
 }
 

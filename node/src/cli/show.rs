@@ -248,6 +248,31 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             }
             None => line!(out, "  provider  no; the setting provide.size offers room"),
         }
+        if let Some(c) = &s.challenger {
+            line!(
+                out,
+                "  challenger  asks about {} of others a period; {} asked, {} shown, {} received",
+                count(c.deals_per_period, "deal"),
+                count(c.asked, "time"),
+                c.shown,
+                bytes(c.received_bytes)
+            );
+            line!(
+                out,
+                "  challenges  {} made: {} answered, {} not, {} open; {} suspected. {} credits earned, {} lost in bonds",
+                c.challenged,
+                c.answered,
+                c.won,
+                c.open,
+                count(c.suspects as u64, "deal"),
+                short(&c.earned),
+                short(&c.lost)
+            );
+            match c.breaks_even_at {
+                Some(share) => line!(out, "  break-even  a challenge pays where {:.2}% or more is missing", share * 100.0),
+                None => line!(out, "  break-even  no deal of others has collateral and a head on the ledger yet"),
+            }
+        }
         line!(out, "  traffic   {} in, {} out", bytes(s.received_bytes), bytes(s.sent_bytes));
         for name in s.unfinished_puts.iter().filter(|name| !s.transfers.iter().any(|t| t.name == **name)) {
             line!(

@@ -146,7 +146,7 @@ impl Deals {
         let is_meant = terms.signer() == node && v1.node == node && v1.client == self.account;
         let is_as_asked =
             offered.is_some_and(|p| v1.price <= p.ask.price && v1.read_price <= p.ask.read_price);
-        if !is_meant || !is_as_asked || v1.price > price_max || v1.collateral > Amount::ZERO {
+        if !is_meant || !is_as_asked || v1.price > price_max {
             return Err(DealError::Terms);
         }
         let amounts = self.amounts(v1, shard_bytes, shard_bytes.max(expect_bytes), Amount::ZERO);
