@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::relay::{Meddling, relay};
 use spare::answer::Answerer;
 use spare::asks::AskBook;
 use spare::chain::Chain;
@@ -62,6 +63,8 @@ pub enum Misdeed {
     ForgeIndex,
     /// Tells asks one by one, slowly, and always knows more.
     DripAsks,
+    /// Serves honestly, but for reads.
+    Meddle(Meddling),
 }
 
 /// A provider in this process, with a signed ask that everyone hears of.
@@ -221,6 +224,7 @@ async fn misbehave(
         Misdeed::FlipBitOnRead => return flip_bits(wire, honest, misdeeds).await,
         Misdeed::ForgeIndex => return forge_index(wire, identity, misdeeds, kept).await,
         Misdeed::DripAsks => return drip_asks(wire, identity, misdeeds).await,
+        Misdeed::Meddle(meddling) => return relay(wire, honest, identity, meddling, misdeeds).await,
         Misdeed::Garbage => {
             wire.send.write_all(&[0x5a; 4096]).await?;
             return Ok(wire.send.flush().await?);

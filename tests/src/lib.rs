@@ -3,4 +3,5 @@
 pub mod fuzz;
 pub mod hostile;
 pub mod net;
+pub mod relay;
 pub mod stranger;

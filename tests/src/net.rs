@@ -65,6 +65,11 @@ impl Node {
         node
     }
 
+    /// A folder that is no node's, for commands that need none.
+    pub fn bare(home: PathBuf) -> Self {
+        Self { home, child: None, ports: Vec::new() }
+    }
+
     /// A command of the program on this node's folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
@@ -274,6 +279,15 @@ impl Net {
         Self::found_in(dir, providers, "10GB", &["--period-s", &period_s], &["--set", &price], &[])
     }
 
+    /// Starts a network whose first provider is set up with `founding` and all with `providing`, and a client that is set up with `client_args`.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn found(providers: u8, founding: &[&str], providing: &[&str], client_args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        Self::found_in(dir, providers, "10GB", founding, providing, client_args)
+    }
+
     fn found_in(
         dir: tempfile::TempDir,
         providers: u8,
@@ -307,10 +321,18 @@ impl Net {
     /// # Panics
     /// When it does not come to.
     pub fn fund(&self, credits: &str) {
-        let account = self.client.status()["account"].as_str().expect("a node has an account").to_owned();
+        self.fund_node(&self.client, credits);
+    }
+
+    /// Issues credits to a node's account, and waits until it has them.
+    ///
+    /// # Panics
+    /// When it does not come to.
+    pub fn fund_node(&self, node: &Node, credits: &str) {
+        let account = node.status()["account"].as_str().expect("a node has an account").to_owned();
         let height = self.providers[0].ok(&["market", "fund", &account, credits])["height"].as_u64();
-        wait_for("the client's ledger to know its money", || {
-            (self.client.ok(&["balance"])["height"].as_u64() >= height).then_some(())
+        wait_for("a node's ledger to know its money", || {
+            (node.ok(&["balance"])["height"].as_u64() >= height).then_some(())
         });
     }
 

@@ -136,11 +136,14 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
         let routes = [
             "asks",
+            "audits",
             "balance",
             "blobs",
             "blobs/{name}",
+            "challenges/{deal}",
             "deals",
             "deals/{deal}",
+            "evidence/{name}",
             "market",
             "market/blocks",
             "market/fund",

@@ -40,6 +40,10 @@ pub struct DealInfo {
     pub month: String,
     /// Put aside by the client and not yet paid.
     pub escrow: String,
+    /// What is left of the provider's pledge.
+    pub collateral: String,
+    /// Whether its provider claims payment on the ledger, since no vouchers come.
+    pub claiming: bool,
     /// Promised by vouchers so far.
     pub promised: String,
     /// Paid by the ledger so far, fees included.
@@ -94,6 +98,8 @@ fn info(side: &str, with: PublicKey, deal: &Standing, period_s: u32) -> DealInfo
         price: deal.on_ledger.terms.price.to_tb_month().to_string(),
         month: month_of(deal.tab.rate(), period_s).to_string(),
         escrow: deal.on_ledger.escrow.to_string(),
+        collateral: deal.on_ledger.collateral.to_string(),
+        claiming: deal.on_ledger.claiming.is_some(),
         promised: deal.promised().to_string(),
         paid: deal.on_ledger.paid.to_string(),
         fee: deal.on_ledger.fee.to_string(),
