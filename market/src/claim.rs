@@ -45,8 +45,10 @@ pub const SILENCE_TICKS: u64 = 30;
 pub const CHALLENGE_TICKS: u64 = 3;
 /// What a challenger puts up: a thousandth of a credit, about twice what an answer costs its provider.
 pub const CHALLENGE_BOND: Amount = Amount(1_000_000_000);
-/// Periods of a deal's rate that an unanswered challenge costs, at most all of its collateral.
-pub const PENALTY_PERIODS: u64 = 30;
+/// Periods of a deal's rate that an unanswered challenge costs, at most all of its collateral: a month of hours.
+pub const PENALTY_PERIODS: u64 = 720;
+/// What it costs at least, in bonds, as far as there is collateral: so that also a small deal is worth a challenger's while.
+pub const PENALTY_BONDS_MIN: u128 = 10;
 
 /// Since when a deal is claimed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,7 +193,8 @@ impl Challenge {
     /// What an unanswered challenge takes of a deal's `collateral`.
     pub fn penalty(&self, collateral: Amount, period_s: u32) -> Amount {
         let due = self.head.head.rate(period_s).checked_mul(PENALTY_PERIODS);
-        due.map_or(collateral, |due| due.floor().max(CHALLENGE_BOND)).min(collateral)
+        let least = Amount(CHALLENGE_BOND.0 * PENALTY_BONDS_MIN);
+        due.map_or(collateral, |due| due.floor().max(least)).min(collateral)
     }
 }
 

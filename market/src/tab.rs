@@ -502,6 +502,77 @@ mod tests {
     }
 
     #[test]
+    fn a_period_that_was_not_shown_is_not_paid_where_the_provider_was_away_or_now_and_then() {
+        let terms = terms();
+        let mut client = under(&[head(1, 5, 2 * GIB)]);
+        let mut provider = client.clone();
+        let mut known = client.clone();
+        // Two periods, of which one was missed.
+        client.skip(6).unwrap();
+        let voucher = client.next_voucher(DEAL, &terms, 0, 8).unwrap().unwrap();
+        assert_eq!((voucher.total, voucher.paid_through), (Amount(400), Some(7)), "three periods but one");
+        assert_eq!(known.take_voucher(DEAL, &terms, 0, voucher, 8, 1), Ok(()), "it was away");
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, 8, 0), Ok(()), "a doubt");
+        client.promise(voucher);
+        client.skip(8).unwrap();
+        let again = client.next_voucher(DEAL, &terms, 0, 10).unwrap().unwrap();
+        assert_eq!(again.total, Amount(600));
+        assert_eq!(known.take_voucher(DEAL, &terms, 0, again, 10, 0), Ok(()), "its first doubt");
+        let error = Err(TabError::Skipped);
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, again, 10, 0), error, "not twice so soon");
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, again, 8 + DOUBT_PERIODS, 0), Ok(()));
+        // More than a period at once is never a doubt.
+        client.promise(again);
+        client.skip(10).unwrap();
+        client.skip(11).unwrap();
+        let two = client.next_voucher(DEAL, &terms, 0, 13).unwrap().unwrap();
+        assert_eq!(known.take_voucher(DEAL, &terms, 0, two, 100, 0), error);
+        assert_eq!(known.take_voucher(DEAL, &terms, 0, two, 100, 1), Ok(()));
+        // A total that leaves out what its voucher does not say is short.
+        let unsaid = VoucherV1 { skipped: StorageDue::ZERO, total: Amount(two.total.0 + 1), ..two };
+        assert!(matches!(
+            under(&[head(1, 5, 2 * GIB)]).take_voucher(DEAL, &terms, 0, unsaid, 13, 9),
+            Err(TabError::Short { .. })
+        ));
+    }
+
+    #[test]
+    fn both_sides_go_on_from_what_claims_settled() {
+        let terms = terms();
+        let mut deal = Deal::open(terms.clone(), Amount(1 << 60), terms.client);
+        let mut client = under(&[head(1, 5, 2 * GIB)]);
+        client.add_read(30);
+        let old = client.next_voucher(DEAL, &terms, 0, 7).unwrap().unwrap();
+        client.promise(old);
+        let mut provider = client.clone();
+        // The ledger paid the voucher, then claims for periods 8 and 9 with their cost; nobody showed anything for period 7.
+        deal.claiming = Some(crate::claim::Claiming { since_tick: 3 });
+        (deal.epoch, deal.paid, deal.paid_through, deal.read_bytes) = (1, old.total, Some(7), 30);
+        client.follow(&deal);
+        assert_eq!(client.promised(), None, "vouchers of the epoch before are void");
+        (deal.paid, deal.paid_through) = (Amount(old.total.0 + 404), Some(9));
+        for tab in [&mut client, &mut provider] {
+            tab.follow(&deal);
+            tab.follow(&deal);
+            assert_eq!(tab.owed(&terms, 10), Ok(deal.paid));
+            assert_eq!(tab.owed(&terms, 12), Ok(Amount(deal.paid.0 + 400)), "what comes is owed");
+            assert_eq!(tab.unpaid_read_bytes(), 0);
+        }
+        assert_eq!(client.next_voucher(DEAL, &terms, 1, 10), Ok(None));
+        let back = client.next_voucher(DEAL, &terms, 1, 11).unwrap().unwrap();
+        assert_eq!((back.total, back.epoch), (Amount(deal.paid.0 + 200), 1));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 1, back, 11, 0), Ok(()));
+        // Also when a head came meanwhile, in the period after what was settled.
+        let mut late = under(&[head(1, 5, 2 * GIB), head(2, 11, 4 * GIB), head(3, 12, GIB)]);
+        late.follow(&deal);
+        assert_eq!(late.owed(&terms, 13), Ok(Amount(deal.paid.0 + 200 + 400 + 400)));
+        assert!(late.check_plausible(&deal, 5, 13, PERIOD_S, Amount::ZERO).is_ok());
+        let mut inflated = late.clone();
+        inflated.base.paid = Amount(deal.paid.0 + 1);
+        assert_eq!(inflated.check_plausible(&deal, 5, 13, PERIOD_S, Amount(50)), Err(TabError::Implausible));
+    }
+
+    #[test]
     fn a_tab_that_somebody_else_kept_has_to_be_plausible() {
         // A step of reading, which is tolerated, costs nothing here.
         let terms = TermsV1 { read_price: ReadPrice(0), ..terms() };

@@ -45,8 +45,12 @@ fn main() -> anyhow::Result<()> {
     println!(
         "All figures are from one run on this machine; MiB/s. 'bound' is the slower of raw quinn and write+fsync.\n"
     );
+    if args.get(1).is_some_and(|a| a == "claims") {
+        return spare_tests::claims::print_costs();
+    }
     library_speeds();
     ledger_speeds()?;
+    spare_tests::claims::print_costs()?;
     small_puts()?;
     let raw = raw_quinn()?;
     for (k, parity) in [(4, 2), (10, 20)] {
