@@ -4,7 +4,7 @@
 //! What it is shown are single kilobytes of ciphertext with their paths, which it checks against the head that the ledger has.
 //!
 //! **Goals.** Asking costs no money and few bytes, within [`limits`](crate::limits) on both sides; only who cannot show anything off the ledger is asked
-//! on it, so a bond is risked where it is likely to be won. What fails is asked again [`TRIES`] times, some time apart.
+//! on it, so a bond is risked where it is likely to be won. What fails is asked again, until it failed [`TRIES`] times more often than not.
 //! **Non-goals.** Judging silence that comes of this node's own line; asking about deals without collateral, where nothing can be won.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ use crate::market::{SubmitError, Wallet};
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::peers::Peers;
 
-/// Times that a deal's provider fails to show what was drawn, some time apart, before it is challenged.
+/// How much more often a deal's provider fails to show what was drawn than it does before it is challenged.
 const TRIES: u32 = 3;
 /// How often it is looked what is to be done, at most and at least.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
@@ -56,7 +56,7 @@ pub struct Record {
     pub earned: Amount,
     /// Challenges that are open, with the number of the head that each is about.
     open: BTreeMap<DealId, u64>,
-    /// Deals whose provider failed, and how often in a row.
+    /// Deals whose provider failed, and how much more often than not.
     suspects: BTreeMap<DealId, u32>,
 }
 
@@ -261,7 +261,11 @@ impl Challenger {
                 record.asked += 1;
                 record.shown += 1;
                 record.received_bytes += bytes;
-                record.suspects.remove(&id);
+                // One good answer does not make up for what is missing elsewhere.
+                if let Some(failed) = record.suspects.get_mut(&id) {
+                    *failed -= 1;
+                }
+                record.suspects.retain(|_, failed| *failed > 0);
             })?,
             Err(why) => {
                 tracing::info!(deal = %id, node = %deal.terms.node, why, "a provider could not show what was drawn");
