@@ -143,13 +143,16 @@ async fn audit(client: &Arc<Client>, cell: &Arc<Cell>, period: u64) -> bool {
             return false;
         }
     };
-    // Whether a period was missed is only known while this node itself is online.
-    if is_good || client.peers.others_answer(&cell.node) {
-        cell.audited(period, is_good);
+    // What was asked in a period and answered in a later one was not answered in the first. Whether a period was missed is only known while this
+    // node itself is online.
+    let now = client.deals.period().max(period);
+    if client.peers.others_answer(&cell.node) {
+        (period..now + u64::from(!is_good)).for_each(|missed| cell.audited(missed, false));
     }
     if is_good {
+        cell.audited(now, true);
         let mut audit = cell.audit.lock().expect("no holder panics");
-        (audit.good_in, audit.good) = (Some(period), audit.good + 1);
+        (audit.good_in, audit.good) = (Some(now), audit.good + 1);
     } else {
         tell(client, cell).await;
     }
