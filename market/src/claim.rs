@@ -43,6 +43,8 @@ pub const CLAIM_COST_BPS: u16 = 100;
 pub const SILENCE_TICKS: u64 = 30;
 /// Ticks in which a challenge can be answered, from the one after it on.
 pub const CHALLENGE_TICKS: u64 = 3;
+/// Ticks after the one in which a deal was closed in which it can still be challenged.
+pub const CHALLENGED_CLOSING_TICKS: u64 = 1;
 /// What a challenger puts up: a thousandth of a credit, about twice what an answer costs its provider.
 pub const CHALLENGE_BOND: Amount = Amount(1_000_000_000);
 /// Periods of a deal's rate that an unanswered challenge costs, at most all of its collateral: a month of hours.

@@ -72,6 +72,12 @@ impl Meter {
         Ok(self.storage_before(period)?.floor())
     }
 
+    /// The first period that it can still tell in which storage cost something, if any.
+    pub fn charged_since(&self) -> Option<u64> {
+        let points = self.earlier.iter().chain([&self.now]);
+        points.into_iter().find(|point| point.peak > StorageDue::ZERO).map(|point| point.period)
+    }
+
     /// The first period that it can still tell.
     pub fn oldest(&self) -> u64 {
         self.earlier.first().unwrap_or(&self.now).period

@@ -248,6 +248,12 @@ impl Tab {
         self.known().1
     }
 
+    /// The first period of which storage is neither promised nor settled, if anything was stored.
+    pub fn unpaid_since(&self) -> Option<u64> {
+        let charged = self.meter.charged_since()?;
+        Some(self.promised_through().map_or(charged, |through| charged.max(through.saturating_add(1))))
+    }
+
     /// The first period that is not promised, as far as the meter can still tell it: a voucher before it pays for reading and for no
     /// storage that was not promised already.
     pub fn promised_before(&self) -> u64 {

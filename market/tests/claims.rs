@@ -400,7 +400,6 @@ fn an_unanswered_challenge_takes_of_the_collateral_for_challenger_and_client() {
     let (free, of_client) = (away.m.free(&party(4)), away.m.free(&party(2)));
     away.m.ok(&party(4), Action::Challenge { deal });
     away.m.ok(&party(3), Action::Close { deal, head: None });
-    assert_eq!(away.m.refused(&party(2), Action::Challenge { deal }).0, "closing");
     let forfeit = Action::Forfeit { deal, challenger };
     for _ in 0..CHALLENGE_TICKS {
         away.tick();
@@ -424,6 +423,14 @@ fn an_unanswered_challenge_takes_of_the_collateral_for_challenger_and_client() {
     assert_eq!(away.m.free(&party(4)), free + penalty / 2, "the bond comes back with half of the penalty");
     assert_eq!(away.m.free(&party(2)), of_client + penalty.div_ceil(2));
     away.m.ok(&party(3), Action::Settle { deal });
+    // A deal that is closing can be challenged yet, for a while.
+    let mut away = Away::new(RATE);
+    let deal = away.deal;
+    away.m.ok(&party(3), Action::Close { deal, head: None });
+    away.tick();
+    away.m.ok(&party(4), Action::Challenge { deal });
+    away.tick();
+    assert_eq!(away.m.refused(&party(2), Action::Challenge { deal }).0, "closing");
     let no_collateral = Away::new(0);
     let mut m = no_collateral.m;
     assert_eq!(

@@ -5,8 +5,8 @@ use spare_proofs::opening::SetOpening;
 use super::{Context, Rules, give, put_account};
 use crate::amount::Amount;
 use crate::claim::{
-    CHALLENGE_BOND, CLAIM_COST_BPS, Challenge, Claimable, Claiming, Prover, check_shown, claimable,
-    claimable_of, draw_share, draws,
+    CHALLENGE_BOND, CHALLENGED_CLOSING_TICKS, CLAIM_COST_BPS, Challenge, Claimable, Claiming, Prover,
+    check_shown, claimable, claimable_of, draw_share, draws,
 };
 use crate::deal::{Deal, DealId, Status};
 use crate::grant::Scope;
@@ -132,7 +132,10 @@ impl Rules<'_> {
         if challenger == deal.terms.provider {
             return Err(Refused::OwnDeal);
         }
-        if deal.status != Status::Open {
+        let tick = state.totals().ticks;
+        // Whoever closes a deal so as not to be asked can still be asked, but not for ever.
+        if matches!(deal.status, Status::Closing { since_tick } if tick > since_tick + CHALLENGED_CLOSING_TICKS)
+        {
             return Err(Refused::Closing);
         }
         let head = deal.head.filter(|head| head.head.bytes > 0).ok_or(Refused::NoHead)?;
@@ -147,7 +150,7 @@ impl Rules<'_> {
         put_account(state, challenger, account);
         state.put(Key::Delegate(self.signer), Entry::Delegate(delegate));
         put_deal(state, id, deal);
-        let challenge = Challenge { head, made_tick: state.totals().ticks, bond: CHALLENGE_BOND };
+        let challenge = Challenge { head, made_tick: tick, bond: CHALLENGE_BOND };
         state.put(Key::Challenge(id, challenger), Entry::Challenge(challenge));
         Ok(Event::Challenged { deal: id, challenger })
     }

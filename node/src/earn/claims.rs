@@ -218,7 +218,7 @@ impl Earner {
         record: &mut Record,
     ) -> Result<Vec<Action>, EarnError> {
         let now = self.period();
-        let unpaid = now.saturating_sub(record.tab.promised_before());
+        let unpaid = record.tab.unpaid_since().map_or(0, |since| now.saturating_sub(since));
         let period_s = u64::from(self.period_s());
         let into_period_s = unix_now_s().saturating_sub(self.genesis.v1().started_s) % period_s;
         let is_due = deal.claiming.is_none()
