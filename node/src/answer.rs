@@ -448,11 +448,14 @@ fn refusal(error: ShardError) -> Refusal {
     let code = match &error {
         ShardError::NoRoom { .. } => RefusalCode::NoRoom,
         ShardError::NotHere => RefusalCode::NotHere,
-        ShardError::Damaged(_) | ShardError::OtherVolume(_) | ShardError::Io(_) | ShardError::Meta(_) => {
-            RefusalCode::Unavailable
-        }
+        ShardError::Damaged(_)
+        | ShardError::Rotten(_)
+        | ShardError::OtherVolume(_)
+        | ShardError::Io(_)
+        | ShardError::Meta(_) => RefusalCode::Unavailable,
     };
-    if code == RefusalCode::Unavailable {
+    // Known rot was logged when it was found.
+    if code == RefusalCode::Unavailable && !matches!(error, ShardError::Rotten(_)) {
         tracing::error!(%error, "storage failed");
     }
     Refusal::new(code, error.to_string())

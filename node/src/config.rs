@@ -62,6 +62,10 @@ pub struct ProvideConfig {
     pub price: Credits,
     /// Price of reading, in credits per TB.
     pub read_price: Credits,
+    /// Bytes per second at which stored shards are read again to find rot; 0 for never.
+    pub scrub_rate: Size,
+    /// Days from the start of one pass over all shards to that of the next; 0 for one pass after the other.
+    pub scrub_days: u16,
 }
 
 /// The `[client]` section.
@@ -121,6 +125,8 @@ impl Default for Config {
                 dir: String::new(),
                 price: Credits(Amount(2 * PICO_PER_CREDIT)),
                 read_price: Credits(Amount(PICO_PER_CREDIT)),
+                scrub_rate: Size(8_000_000),
+                scrub_days: 14,
             },
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),

@@ -8,6 +8,7 @@
 //! | `blobs` | name | this client's blobs |
 //! | `puts` | name, or name and segment | this client's unfinished uploads |
 //! | `fresh` | owner, root | a stored shard that no head covers |
+//! | `rot` | owner, root | that a shard was found to have rotted |
 //! | `deals` | side, deal | a deal, as this node keeps it as its client or its provider |
 //! | `sets` | deal, root | the shards under a deal's newest head, with their lengths |
 //! | `ledger` | key | an entry of the ledger's state |
@@ -36,6 +37,7 @@ pub enum Table {
     Blobs,
     Puts,
     Fresh,
+    Rot,
     Deals,
     Sets,
     Ledger,
@@ -44,13 +46,14 @@ pub enum Table {
 }
 
 impl Table {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Shards,
         Self::Pending,
         Self::Index,
         Self::Blobs,
         Self::Puts,
         Self::Fresh,
+        Self::Rot,
         Self::Deals,
         Self::Sets,
         Self::Ledger,
@@ -66,6 +69,7 @@ impl Table {
             Self::Blobs => "blobs",
             Self::Puts => "puts",
             Self::Fresh => "fresh",
+            Self::Rot => "rot",
             Self::Deals => "deals",
             Self::Sets => "sets",
             Self::Ledger => "ledger",

@@ -31,6 +31,7 @@ use crate::index_log::IndexLogs;
 use crate::market::{Follower, Market, Wallet};
 use crate::meta::Meta;
 use crate::peers::{Credentials, Peers};
+use crate::scrub::Scrub;
 use crate::shards::Volume;
 use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key};
 use crate::unix_now_s;
@@ -62,6 +63,8 @@ pub struct Node {
     pub genesis: Genesis,
     /// Deals of which it is the provider, if it offers any.
     pub earner: Option<Arc<Earner>>,
+    /// Reads stored shards again to find rot, if there are any.
+    pub scrub: Option<Arc<Scrub>>,
     /// Bytes over the wire.
     pub traffic: Arc<Traffic>,
     /// Who is connected and where it listens.
@@ -162,6 +165,11 @@ impl Node {
             Earner::open(identity.account, identity.node_key(), prices, meta.clone(), chain.clone(), volume)
         };
         let earner = volume.map(open_earner).transpose()?.map(Arc::new);
+        let (rate, days) = (config.provide.scrub_rate.0, config.provide.scrub_days);
+        let open_scrub = |earner: &Arc<Earner>| {
+            Scrub::new(earner.volume().clone(), meta.clone(), traffic.clone(), rate, days)
+        };
+        let scrub = earner.as_ref().map(open_scrub).transpose()?.map(Arc::new);
         let answerer = Arc::new(Answerer::new(
             identity.network,
             identity.node_key(),
@@ -187,6 +195,7 @@ impl Node {
             wallet,
             genesis,
             earner,
+            scrub,
             traffic,
             addresses,
             started: Instant::now(),
@@ -201,6 +210,9 @@ impl Node {
         if let Some(earner) = node.earner.clone() {
             tokio::spawn(node.clone().repeat_ask());
             tokio::spawn(earner.run(node.wallet.clone()));
+        }
+        if let Some(scrub) = node.scrub.clone() {
+            tokio::spawn(scrub.run());
         }
         if !node.market.is_here() {
             tokio::spawn(node.follower.clone().run());
