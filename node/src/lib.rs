@@ -16,11 +16,12 @@
 //! | the provider's work | [`answer`], [`earn`], [`shards`], [`scrub`] |
 //! | the ledger | [`market`], [`chain`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
-//! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`limits`], [`crash`] |
+//! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`budget`], [`limits`], [`crash`] |
 
 pub mod answer;
 pub mod api;
 pub mod asks;
+pub mod budget;
 pub mod catalog;
 pub mod chain;
 pub mod cli;

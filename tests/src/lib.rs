@@ -1,5 +1,6 @@
 //! Support for the end-to-end tests, benches and simulations of Spare: real processes on loopback addresses.
 
+pub mod flood;
 pub mod fuzz;
 pub mod hostile;
 pub mod net;
