@@ -526,7 +526,7 @@ const MARKET_AWAY_S: u64 = 60;
 
 /// What keeps this node from taking part in the network.
 fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
-    let mut alerts = Vec::new();
+    let mut alerts = node.file_alerts.lock().expect("no holder panics").clone();
     if node.addresses.connected().is_empty() && !node.market.is_here() {
         alerts.push(
             "no peer is connected; the setting network.peers says through whom this node joins".to_owned(),

@@ -210,6 +210,14 @@ pub struct Loaded {
     pub origins: BTreeMap<String, (toml::Value, Origin)>,
 }
 
+impl Loaded {
+    /// The settings that the file makes, as TOML.
+    pub fn in_file(&self) -> BTreeMap<String, String> {
+        let in_file = self.origins.iter().filter(|(_, (_, origin))| matches!(origin, Origin::File(_)));
+        in_file.map(|(key, (value, _))| (key.clone(), value.to_string())).collect()
+    }
+}
+
 /// Loads the configuration from `file` (which may be missing), the environment and `flags` (`section.name`, value).
 ///
 /// # Errors
@@ -273,6 +281,13 @@ fn set(values: &mut Values, key: String, value: toml::Value, origin: Origin) -> 
         other => other,
     })?;
     drop(old);
+    let peers = if key == "network.peers" { values[&key].0.as_array() } else { None };
+    for peer in peers.into_iter().flatten().filter_map(toml::Value::as_str) {
+        if let Err(error) = peer.parse::<libp2p::Multiaddr>() {
+            let error = format!("'{peer}' is no multiaddr: {error}");
+            return Err(ConfigError::Value { key, origin: values["network.peers"].1.clone(), error });
+        }
+    }
     Ok(())
 }
 
@@ -352,6 +367,7 @@ mod tests {
         );
         assert!(error("", &[("SPARE_PROVIDE_SIZE", "much")]).contains("not a size"));
         assert!(error("[node]\nadvertise_ip = \"myhost\"", &[]).contains("not an IP address"));
+        assert!(error("[network]\npeers = [\"/ip4/1.2.3\"]", &[]).contains("'network.peers' wrongly"));
         assert!(error("[node", &[]).contains("not valid TOML"));
         assert!(error("[provide]\nprice = \"cheap\"", &[]).contains("not an amount of credits"));
         assert!(error("", &[("SPARE_CLIENT_MAX_PRICE", "99999999")]).contains("more than a price may be"));

@@ -212,7 +212,7 @@ fn behaviour(
     let (scores, thresholds) = gossip::scores(topic);
     gossip.with_peer_score(scores, thresholds)?;
     Ok(Behaviour {
-        gate: gate::Gate::default(),
+        gate: gate::Gate::new(),
         connection_limits: connection_limits::Behaviour::new(connections),
         memory_limits: memory_connection_limits::Behaviour::with_max_bytes(LIBP2P_MEMORY_MAX_BYTES),
         identify: identify::Behaviour::new(identify),
@@ -327,6 +327,9 @@ impl Runner {
     fn hang_up_if_graylisted(&mut self, peer: PeerId) {
         let score = self.swarm.behaviour().gossip.peer_score(&peer);
         if score.is_some_and(|score| score < gossip::GRAYLIST) {
+            if let Some(ip) = node_key(&peer).map(|node| self.addresses.ip(&node)) {
+                self.swarm.behaviour_mut().gate.misbehaved(ip);
+            }
             tracing::info!(%peer, ?score, "a peer that gossips what nobody should is disconnected");
             // One that is gone already is as good.
             let _ = self.swarm.disconnect_peer_id(peer);

@@ -46,6 +46,10 @@ pub const GOSSIP_INVALID_MAX: u32 = 5;
 pub const GOSSIP_REMEMBERED: Duration = Duration::from_secs(600);
 /// Most libp2p connections with one network (/24, IPv6: /48) that it began, handshakes under way included.
 pub const LIBP2P_CONNECTIONS_PER_SUBNET_MAX: usize = 64;
+/// libp2p connections that one network (/24, IPv6: /48) may begin.
+pub const LIBP2P_HANDSHAKES_PER_SUBNET: Rate = Rate { per_s: 8, burst: 128 };
+/// How many of those it costs a network that a peer of it is disconnected for what it gossips.
+pub const LIBP2P_MISBEHAVIOUR_COST: u64 = 64;
 /// Most libp2p handshakes under way, from all peers.
 pub const LIBP2P_HANDSHAKES_MAX: u32 = 128;
 /// Most libp2p handshakes under way, from one network (/24, IPv6: /48).
@@ -62,7 +66,8 @@ pub const SESSIONS_MAX: usize = 1024;
 pub const SESSIONS_PER_PEER_MAX: usize = 64;
 /// Most sessions served at once for peers in one network (/24, IPv6: /48): keys are free, networks are not.
 pub const SESSIONS_PER_SUBNET_MAX: usize = 256;
-/// Most reads served at once, over all peers. Each has at most [`READ_BUFFERS_MAX`] buffers of `direct_io::BUFFER_BYTES` in memory: 192 MiB in all.
+/// Most reads served at once, over all peers. Each has at most [`READ_BUFFERS_MAX`] buffers of `direct_io::BUFFER_BYTES` in memory: see
+/// [`memory_max_bytes`].
 pub const READS_MAX: usize = 128;
 /// Most reads served at once for one peer.
 pub const READS_PER_PEER_MAX: usize = 48;
@@ -204,7 +209,7 @@ const CONNECTION_BYTES: usize = 96 << 10;
 /// | what | how much |
 /// |---|---|
 /// | at rest | 96 MiB |
-/// | reads | [`READS_MAX`] x [`READ_BUFFERS_MAX`] buffers of 512 KiB: 192 MiB |
+/// | reads | [`READS_MAX`] x [`READ_BUFFERS_MAX`] buffers of 512 KiB, twice over, since threads pass them on and allocators take them back late: 384 MiB |
 /// | sessions | [`SESSIONS_MAX`] x ([`FRAME_MAX_BYTES`] + 32 KiB): 288 MiB |
 /// | connections | [`CONNECTIONS_MAX`] x ([`ACCEPTED_WINDOW_BYTES`] + 96 KiB): 304 MiB |
 /// | handshakes | [`HANDSHAKES_MAX`] x ([`INCOMING_BUFFER_BYTES`] + 96 KiB): 28 MiB |
@@ -214,7 +219,7 @@ const CONNECTION_BYTES: usize = 96 << 10;
 /// Beyond that are shards being stored, which a funded deal pays for ([`BULK_WINDOW_BYTES`] a connection and a buffer a shard), and libp2p, whose
 /// connections end at [`LIBP2P_MEMORY_MAX_BYTES`] of the process's memory.
 pub fn memory_max_bytes() -> usize {
-    let reads = READS_MAX * READ_BUFFERS_MAX * crate::direct_io::BUFFER_BYTES;
+    let reads = 2 * READS_MAX * READ_BUFFERS_MAX * crate::direct_io::BUFFER_BYTES;
     let sessions = SESSIONS_MAX * (FRAME_MAX_BYTES + SESSION_BYTES);
     let connections = CONNECTIONS_MAX * (ACCEPTED_WINDOW_BYTES as usize + CONNECTION_BYTES);
     let handshakes = HANDSHAKES_MAX * (INCOMING_BUFFER_BYTES as usize + CONNECTION_BYTES);

@@ -1,8 +1,9 @@
 //! A running node: all parts put together, and the background work between them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -29,7 +30,7 @@ use crate::frames::PROTOCOL;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
 use crate::market::{Follower, Market, Wallet};
-use crate::meta::Meta;
+use crate::meta::{Batch, Meta, Table};
 use crate::peers::{Credentials, Peers};
 use crate::scrub::Scrub;
 use crate::shards::Volume;
@@ -44,6 +45,8 @@ const ASK_LIFE_S: u64 = 600;
 const TICKET_PROVIDERS_MAX: usize = 12;
 /// How often index copies are brought up to date and garbage is collected.
 const TIDY_INTERVAL: Duration = Duration::from_secs(15);
+
+const SETTINGS_KEY: &[u8] = b"settings of the last run";
 
 /// A running node.
 pub struct Node {
@@ -71,6 +74,9 @@ pub struct Node {
     pub addresses: Arc<Addresses>,
     /// When it started.
     pub started: Instant,
+    /// What of its own files needs attention.
+    pub file_alerts: Mutex<Vec<String>>,
+    meta: Arc<Meta>,
     direct: Arc<Direct>,
     node_key: SigningSecret,
     book: Arc<AskBook>,
@@ -185,6 +191,7 @@ impl Node {
             addresses.clone(),
             config.network.snapshot_after,
         ));
+        let file_alerts = Mutex::new(home.seed_fault(&identity.account).into_iter().collect());
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
@@ -199,6 +206,8 @@ impl Node {
             traffic,
             addresses,
             started: Instant::now(),
+            file_alerts,
+            meta,
             direct,
             book,
             discovery,
@@ -351,9 +360,38 @@ impl Node {
         }
     }
 
-    /// Tells peers that this node stops.
+    /// Compares the settings in the file with those of the last run: nobody can tell a flipped bit in a number from a change that was meant, but whoever
+    /// made none can.
+    pub fn compare_settings(&self, in_file: BTreeMap<String, String>) {
+        let known: Option<BTreeMap<String, String>> = match self.meta.get(Table::State, SETTINGS_KEY) {
+            Ok(known) => known,
+            Err(error) => return tracing::error!(%error, "the last run's settings cannot be read"),
+        };
+        let known = known.unwrap_or_else(|| in_file.clone());
+        for key in known.keys().chain(in_file.keys()).collect::<BTreeSet<_>>() {
+            let (was, is) = (known.get(key), in_file.get(key));
+            if was != is {
+                let show = |value: Option<&String>| value.map_or("not set", String::as_str).to_owned();
+                let change = format!("config.toml: {key} was {}, and is {}", show(was), show(is));
+                tracing::warn!("{change}");
+                let alert = format!("{change}, since this start. If nobody changed it, the file is damaged");
+                self.file_alerts.lock().expect("no holder panics").push(alert);
+            }
+        }
+        if let Err(error) = self.meta.note(Batch::default().put(Table::State, SETTINGS_KEY, &in_file)) {
+            tracing::error!(%error, "the settings cannot be remembered");
+        }
+    }
+
+    /// Tells peers that this node stops, and closes its store.
     pub async fn close(&self) {
         tokio::join!(self.direct.close(), self.discovery.close());
+        let meta = self.meta.clone();
+        match tokio::task::spawn_blocking(move || meta.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the metadata store was not closed in good order"),
+            Err(error) => tracing::error!(%error, "closing the metadata store ended abnormally"),
+        }
     }
 }
 

@@ -160,9 +160,12 @@ pub struct Gossip {
     pub connected: AtomicU64,
     /// Connections that the attacked node ended.
     pub disconnected: AtomicU64,
+    /// Connections that were not made.
+    pub refused: AtomicU64,
 }
 
-/// Gossips malformed messages to `to` as fast as it can, from 127.0.`subnet`.1, until told to stop. Whenever it is disconnected it comes again.
+/// Gossips malformed messages to `to` as fast as it can, from 127.0.`subnet`.1, until told to stop. Whenever it is disconnected it comes again under
+/// another key.
 ///
 /// # Panics
 /// When libp2p cannot be started.
@@ -176,6 +179,19 @@ pub async fn gossip(
 ) {
     let hex = blake3::Hash::from_bytes(network.0).to_hex();
     let topic = gossipsub::IdentTopic::new(format!("/spare/1/{hex}/asks"));
+    while !stop.load(Ordering::Relaxed) {
+        gossip_until_disconnected(&to, &topic, subnet, malformed, &counts, &stop).await;
+    }
+}
+
+async fn gossip_until_disconnected(
+    to: &Multiaddr,
+    topic: &gossipsub::IdentTopic,
+    subnet: u8,
+    malformed: Malformed,
+    counts: &Gossip,
+    stop: &AtomicBool,
+) {
     let mut swarm = libp2p::SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_quic()
@@ -197,7 +213,7 @@ pub async fn gossip(
         })
         .expect("a behaviour can be made")
         .build();
-    swarm.behaviour_mut().subscribe(&topic).expect("a topic can be subscribed to");
+    swarm.behaviour_mut().subscribe(topic).expect("a topic can be subscribed to");
     let mut from = Multiaddr::from(std::net::IpAddr::from([127, 0, subnet, 1]));
     from.push(Protocol::Udp(0));
     from.push(Protocol::QuicV1);
@@ -217,13 +233,16 @@ pub async fn gossip(
         // What is to be sent is only sent when the swarm is asked what is new.
         match tokio::time::timeout(Duration::from_millis(2), swarm.select_next_some()).await {
             Ok(SwarmEvent::ConnectionEstablished { .. }) => {
-                is_dialling = false;
                 counts.connected.fetch_add(1, Ordering::Relaxed);
             }
             Ok(SwarmEvent::ConnectionClosed { .. }) => {
                 counts.disconnected.fetch_add(1, Ordering::Relaxed);
+                return;
             }
-            Ok(SwarmEvent::OutgoingConnectionError { .. }) => is_dialling = false,
+            Ok(SwarmEvent::OutgoingConnectionError { .. }) => {
+                counts.refused.fetch_add(1, Ordering::Relaxed);
+                is_dialling = false;
+            }
             _ => {}
         }
     }

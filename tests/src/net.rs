@@ -143,6 +143,31 @@ impl Node {
         self
     }
 
+    /// Starts the node, and waits until it answers or has ended.
+    ///
+    /// # Errors
+    /// What it said, when it ended.
+    ///
+    /// # Panics
+    /// When it does neither.
+    pub fn try_start(&mut self) -> Result<(), String> {
+        let said_before = self.log().len();
+        let mut command = self.command(&["serve"]);
+        command.args(self.ports.iter().flat_map(|setting| ["--set", setting]));
+        self.spawn(command);
+        let is_up = wait_for("a node to start or to end", || {
+            if self.has_ended() {
+                return Some(false);
+            }
+            self.run(&["status"]).status.success().then_some(true)
+        });
+        if is_up {
+            return Ok(());
+        }
+        self.kill();
+        Err(self.log().split_off(said_before))
+    }
+
     /// Starts the node so that it ends as by SIGKILL at a named point, which may be at once.
     ///
     /// # Panics
@@ -162,7 +187,9 @@ impl Node {
             .append(true)
             .open(self.log_file())
             .expect("a log can be written");
-        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
+        // With `--json` an error is on standard output.
+        let also = log.try_clone().expect("a file can be written from two sides");
+        self.child = Some(command.stdout(also).stderr(log).spawn().expect("the program runs"));
     }
 
     /// Whether the node's process has ended by itself.
@@ -262,6 +289,15 @@ impl Net {
     /// When a node does not start.
     pub fn start_in(dir: tempfile::TempDir, providers: u8, room: &str, client_args: &[&str]) -> Self {
         Self::found_in(dir, providers, room, &[], &[], client_args)
+    }
+
+    /// Starts `providers` providers that read what they store again and again, and a client.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn start_scrubbing(providers: u8) -> Self {
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        Self::found_in(dir, providers, "10GB", &[], &["--set", "provide.scrub_days=0"], &[])
     }
 
     /// Starts `providers` providers that ask `price` credits per TB and month, in a network whose periods last `period_s` seconds.

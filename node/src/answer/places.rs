@@ -69,7 +69,7 @@ impl Taken {
             return None;
         }
         let of_heaviest = self.rows.iter().filter(|(_, row)| row.subnet == *heaviest);
-        let (id, row) = of_heaviest.min_by_key(|(_, row)| row.progressed_at)?;
+        let (id, row) = of_heaviest.min_by_key(|(id, row)| (row.progressed_at, **id))?;
         (now.saturating_duration_since(row.progressed_at) >= GIVE_WAY_AFTER).then_some(*id)
     }
 }
@@ -189,7 +189,7 @@ mod tests {
         let newcomer = places.take(peer(3), subnet(3), later).unwrap();
         timeout(GIVE_WAY_AFTER, held[1].is_lost())
             .await
-            .expect("the one that idles for longest, or its like");
+            .expect("the one that idles for longest, and of several the first");
         assert_eq!(places.taken.lock().unwrap().rows.len(), 4);
         drop(held);
         assert_eq!(places.taken.lock().unwrap().rows.len(), 2, "and is not counted down twice");

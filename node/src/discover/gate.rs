@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
@@ -16,7 +17,11 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use spare_market::placement::Subnet;
 
-use crate::limits::{LIBP2P_CONNECTIONS_PER_SUBNET_MAX, LIBP2P_HANDSHAKES_PER_SUBNET_MAX, count_down};
+use crate::budget::Budgets;
+use crate::limits::{
+    BUDGET_KEYS_MAX, DEBT_MAX, LIBP2P_CONNECTIONS_PER_SUBNET_MAX, LIBP2P_HANDSHAKES_PER_SUBNET,
+    LIBP2P_HANDSHAKES_PER_SUBNET_MAX, LIBP2P_MISBEHAVIOUR_COST, count_down,
+};
 
 /// Too many connections from one network.
 #[derive(Debug, thiserror::Error)]
@@ -24,10 +29,11 @@ use crate::limits::{LIBP2P_CONNECTIONS_PER_SUBNET_MAX, LIBP2P_HANDSHAKES_PER_SUB
 struct Crowded;
 
 /// Counts connections that others began, by network.
-#[derive(Default)]
 pub(super) struct Gate {
+    started: Instant,
     handshakes: Counts,
     established: Counts,
+    begun: Budgets<Subnet>,
 }
 
 #[derive(Default)]
@@ -64,10 +70,21 @@ fn subnet(addr: &Multiaddr) -> Subnet {
 }
 
 impl Gate {
+    pub(super) fn new() -> Self {
+        let begun = Budgets::new(LIBP2P_HANDSHAKES_PER_SUBNET, BUDGET_KEYS_MAX, DEBT_MAX);
+        Self { started: Instant::now(), handshakes: Counts::default(), established: Counts::default(), begun }
+    }
+
+    /// A peer of this network misbehaved: the network gets fewer further connections for a while.
+    pub(super) fn misbehaved(&mut self, ip: IpAddr) {
+        self.begun.charge(ip.into(), LIBP2P_MISBEHAVIOUR_COST, self.started.elapsed());
+    }
+
     fn admit(&mut self, id: ConnectionId, subnet: Subnet) -> Result<(), ConnectionDenied> {
         let handshakes = self.handshakes.from(&subnet);
         if handshakes >= LIBP2P_HANDSHAKES_PER_SUBNET_MAX
             || handshakes + self.established.from(&subnet) >= LIBP2P_CONNECTIONS_PER_SUBNET_MAX
+            || !self.begun.take(subnet, 1, self.started.elapsed())
         {
             return Err(ConnectionDenied::new(Crowded));
         }
@@ -149,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_network_gets_its_share_of_handshakes_and_of_connections() {
-        let mut gate = Gate::default();
+        let mut gate = Gate::new();
         let here = subnet(&"/ip4/10.0.0.1/udp/1/quic-v1".parse().unwrap());
         let there = subnet(&"/ip4/10.0.1.1/udp/1/quic-v1".parse().unwrap());
         let id = ConnectionId::new_unchecked;
@@ -172,5 +189,11 @@ mod tests {
         gate.ended(id(1001));
         assert!(gate.handshakes.by_subnet.is_empty() && gate.established.by_subnet.is_empty());
         assert!(gate.handshakes.of.is_empty() && gate.established.of.is_empty());
+        // Misbehaviour of its peers uses up what a network may begin.
+        for _ in 0..=LIBP2P_HANDSHAKES_PER_SUBNET.burst / LIBP2P_MISBEHAVIOUR_COST {
+            gate.misbehaved(IpAddr::from([10, 0, 1, 9]));
+        }
+        gate.admit(id(2000), there).unwrap_err();
+        gate.admit(id(2000), here).unwrap();
     }
 }
