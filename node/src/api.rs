@@ -185,7 +185,7 @@ impl From<SubmitError> for ApiError {
     }
 }
 
-pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo};
+pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, parse_range};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
 pub use market::{Balance, Funding, MarketReport, Quote};
 

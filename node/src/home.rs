@@ -311,12 +311,17 @@ impl Home {
     /// [`HomeError::Missing`] when there is no node.
     pub fn token(&self) -> Result<String, HomeError> {
         let path = self.file("api.token");
-        match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(HomeError::Damaged {
-                path,
-                why: "it is not text; remove it, and `spare serve` makes it anew when it starts".into(),
-            }),
-            Ok(token) => Ok(token.trim().to_owned()),
+        match fs::read(&path) {
+            Ok(token) => {
+                // What is in no HTTP header is no token.
+                let token = String::from_utf8(token).ok().map(|token| token.trim().to_owned());
+                let good =
+                    token.filter(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()));
+                good.ok_or_else(|| HomeError::Damaged {
+                    path,
+                    why: "remove it, and `spare serve` makes it anew when it starts".into(),
+                })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.file("identity.toml").exists() => {
                 Err(HomeError::Damaged {
                     path,

@@ -84,6 +84,9 @@ pub const GIVE_WAY_AFTER: Duration = Duration::from_secs(1);
 pub const HANDSHAKES_MAX: usize = 256;
 /// Most direct connections from one network (/24, IPv6: /48) whose handshake is not finished.
 pub const HANDSHAKES_PER_SUBNET_MAX: usize = 32;
+/// Direct connections that are begun before addresses have to be shown to be their senders': the first packet of a handshake that nobody finishes costs
+/// a signature otherwise.
+pub const HANDSHAKES_BEFORE_RETRY: Rate = Rate { per_s: 32, burst: 64 };
 /// Connections that one network (/24, IPv6: /48) may begin. Each costs about a millisecond of this node's time.
 pub const HANDSHAKES_PER_SUBNET: Rate = Rate { per_s: 32, burst: 512 };
 /// Most bytes kept of what arrives for one connection before it is accepted: the first flight of a handshake.

@@ -25,8 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use crate::budget::Budgets;
 use crate::limits::{
     ACCEPTED_WINDOW_BYTES, BUDGET_KEYS_MAX, BULK_WINDOW_BYTES, CONNECTIONS_BEFORE_RETRY, CONNECTIONS_MAX,
-    CONNECTIONS_PER_IP_MAX, DEBT_MAX, DIAL_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_SUBNET,
-    HANDSHAKES_PER_SUBNET_MAX, HELLO_TIMEOUT, IDLE_TIMEOUT, INCOMING_BUFFER_BYTES,
+    CONNECTIONS_PER_IP_MAX, DEBT_MAX, DIAL_TIMEOUT, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX,
+    HANDSHAKES_PER_SUBNET, HANDSHAKES_PER_SUBNET_MAX, HELLO_TIMEOUT, IDLE_TIMEOUT, INCOMING_BUFFER_BYTES,
     STREAMS_PER_CONNECTION_MAX, count_down,
 };
 
@@ -321,12 +321,15 @@ struct Accepted {
     handshakes: HashMap<Subnet, usize>,
     /// Connections that were begun.
     begun: Budgets<Subnet>,
+    /// All of them together.
+    begun_in_all: Budgets<()>,
 }
 
 impl Default for Accepted {
     fn default() -> Self {
         let begun = Budgets::new(HANDSHAKES_PER_SUBNET, BUDGET_KEYS_MAX, DEBT_MAX);
-        Self { by_ip: HashMap::new(), handshakes: HashMap::new(), begun }
+        let begun_in_all = Budgets::new(HANDSHAKES_BEFORE_RETRY, 1, DEBT_MAX);
+        Self { by_ip: HashMap::new(), handshakes: HashMap::new(), begun, begun_in_all }
     }
 }
 
@@ -454,6 +457,7 @@ impl Direct {
     fn is_crowded(&self, ip: IpAddr) -> bool {
         let accepted = self.accepted.lock().expect("no holder panics");
         accepted.by_ip.get(&ip).copied().unwrap_or(0) >= CONNECTIONS_BEFORE_RETRY
+            || !accepted.begun_in_all.owed(&(), self.started.elapsed()).is_zero()
             || accepted.handshakes() > HANDSHAKES_MAX / 2
             || self.endpoint.open_connections() > CONNECTIONS_MAX / 2
     }
@@ -471,6 +475,8 @@ impl Direct {
         if is_full || !accepted.begun.take(subnet, 1, self.started.elapsed()) {
             return None;
         }
+        let now = self.started.elapsed();
+        accepted.begun_in_all.charge((), 1, now);
         accepted.by_ip.insert(ip, from_ip + 1);
         accepted.handshakes.insert(subnet, from_subnet + 1);
         Some(Slot { direct: self.clone(), ip, is_handshake: true })

@@ -25,7 +25,7 @@ use spare_proofs::tree::Root;
 use crate::hostile::endpoint;
 
 /// How much less important attackers' threads are (`nice`).
-const NICENESS: i32 = 15;
+pub const NICENESS: i32 = 19;
 /// How long a slow reader holds on before it tries anew.
 const HOLD: Duration = Duration::from_secs(4);
 

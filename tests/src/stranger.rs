@@ -100,13 +100,29 @@ impl Stranger {
         self.greet(network, Some(grant)).await;
     }
 
-    /// Connects anew to where the provider was.
+    /// Connects anew to where the provider was, and says nothing.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn redial(&mut self, addr: SocketAddr) {
+        self.endpoint.forget(&self.provider).await;
+        self.wire = self.endpoint.open(&self.provider, &[addr]).await.expect("the provider listens");
+    }
+
+    /// Opens another stream to the provider.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn open_another(&self) -> Wire {
+        self.endpoint.open(&self.provider, &[self.addr]).await.expect("the provider listens")
+    }
+
+    /// Connects anew to where the provider was, and says hello.
     ///
     /// # Panics
     /// When that fails.
     pub async fn reconnect(&mut self, addr: SocketAddr) {
-        self.endpoint.forget(&self.provider).await;
-        self.wire = self.endpoint.open(&self.provider, &[addr]).await.expect("the provider listens");
+        self.redial(addr).await;
         let (network, grant) = (self.me.network, self.me.grant.clone());
         self.greet(network, Some(grant)).await;
     }

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use spare::frames::{Hello, Request, Response, read_frame, write_frame};
 use spare::limits::{READS_MAX, SESSIONS_PER_PEER_MAX, memory_max_bytes};
 use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier};
-use spare_tests::flood::{Gossip, Malformed, Readers, attackers, gossip, half_open, node_keys, slow_readers};
+use spare_tests::flood::{
+    Gossip, Malformed, NICENESS, Readers, attackers, gossip, half_open, node_keys, slow_readers,
+};
 use spare_tests::net::{Net, wait_for};
 use spare_tests::stranger::{Stranger, provider_of};
 use tokio::io::AsyncReadExt;
@@ -176,7 +178,7 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
     let flooding = {
         let (sent, stop) = (sent.clone(), stop.clone());
         runtime.spawn_blocking(move || {
-            let _ = rustix::process::setpriority_process(None, 15);
+            let _ = rustix::process::setpriority_process(None, NICENESS);
             // In parts, so that they go on for as long as the attack does.
             let parts = 20;
             let at_once = if wants("handshakes") { count / parts / 2 } else { 0 };
