@@ -258,7 +258,8 @@ impl Scrub {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ShardError> + Send + 'static,
 ) -> Result<T, ShardError> {
-    tokio::task::spawn_blocking(work).await.expect("checking a shard does not panic")
+    // It is cancelled when the node stops.
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 #[cfg(test)]

@@ -432,7 +432,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let voucher =
         Voucher::V1(VoucherV1 { deal, epoch: 0, paid_through: Some(8), read_bytes: 9, total: Amount(77) });
     let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
-    let voucher_signed = Signed::new(voucher.clone(), NETWORK, &node_key).raw().clone();
+    let voucher_signed = Signed::new(voucher, NETWORK, &node_key).raw().clone();
     let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
     let anchor_signed = Signed::new(anchor.clone(), NETWORK, &node_key).raw().clone();
     let account = spare_market::state::Account { free: Amount(5), ..Default::default() };

@@ -36,6 +36,17 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// How a node started.
+#[derive(Debug)]
+pub enum Started {
+    /// It runs.
+    Well,
+    /// It runs, and cannot say how it is: what it says instead.
+    Ailing(String),
+    /// It ended: what it said.
+    Not(String),
+}
+
 /// A node: its folder, and its process while it runs.
 pub struct Node {
     /// The folder.
@@ -145,27 +156,29 @@ impl Node {
 
     /// Starts the node, and waits until it answers or has ended.
     ///
-    /// # Errors
-    /// What it said, when it ended.
-    ///
     /// # Panics
     /// When it does neither.
-    pub fn try_start(&mut self) -> Result<(), String> {
+    pub fn try_start(&mut self) -> Started {
         let said_before = self.log().len();
         let mut command = self.command(&["serve"]);
         command.args(self.ports.iter().flat_map(|setting| ["--set", setting]));
         self.spawn(command);
-        let is_up = wait_for("a node to start or to end", || {
+        let started = wait_for("a node to start or to end", || {
             if self.has_ended() {
-                return Some(false);
+                return Some(Started::Not(String::new()));
             }
-            self.run(&["status"]).status.success().then_some(true)
+            let status = self.run(&["status"]);
+            let said = String::from_utf8_lossy(&status.stdout).into_owned();
+            match status.status.success() {
+                true => Some(Started::Well),
+                false => said.contains("\"internal\"").then_some(Started::Ailing(said)),
+            }
         });
-        if is_up {
-            return Ok(());
+        if let Started::Not(_) = started {
+            self.kill();
+            return Started::Not(self.log().split_off(said_before));
         }
-        self.kill();
-        Err(self.log().split_off(said_before))
+        started
     }
 
     /// Starts the node so that it ends as by SIGKILL at a named point, which may be at once.

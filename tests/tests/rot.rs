@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 use spare::home::Ticket;
-use spare_tests::net::{Net, Node, wait_for};
+use spare_tests::net::{Net, Node, Started, wait_for};
 
 /// Length of the blob whose shards are damaged: long enough that they have trees of several groups.
 const BLOB_BYTES: u64 = 300_000;
@@ -159,6 +159,14 @@ fn node(net: &mut Net, who: Who) -> &mut Node {
     }
 }
 
+fn at(net: &Net, who: Who) -> &Node {
+    match who {
+        Who::Client => &net.client,
+        Who::Provider => &net.providers[1],
+        Who::Market => &net.providers[0],
+    }
+}
+
 fn flip(path: &Path, at: usize, bit: u8) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 1 << bit;
@@ -243,7 +251,10 @@ fn check_shown(net: &Net, node: &Node, kind: &str, settings: &Value) {
         }
         _ => {}
     }
-    assert!(!net.providers.iter().chain([&net.client]).any(|node| node.log().contains("panicked")));
+    for node in net.providers.iter().chain([&net.client]) {
+        let log = node.log();
+        assert!(!log.contains("panicked"), "{log}");
+    }
 }
 
 fn says_what_is_damaged(kind: &Kind, path: &Path, said: &str) -> bool {
@@ -292,36 +303,37 @@ fn one_flipped_bit_in_every_kind_of_file_is_caught_before_anything_wrong_is_serv
             let files = (kind.files)(&damaged.home);
             assert!(!files.is_empty(), "there is a file of kind {}", kind.name);
             let (path, part) = &files[draw.below(files.len())];
-            let (at, bit) = (part.start + draw.below(part.len()), draw.below(8) as u8);
-            flip(path, at, bit);
+            let (byte, bit) = (part.start + draw.below(part.len()), draw.below(8) as u8);
+            flip(path, byte, bit);
             let bytes = fs::read(path).unwrap();
-            let what =
-                format!("{}, {who:?}, seed {seed}: bit {bit} of byte {at} in {}", kind.name, path.display());
+            let what = format!(
+                "{}, {who:?}, seed {seed}: bit {bit} of byte {byte} in {}",
+                kind.name,
+                path.display()
+            );
             let outcome = match damaged.try_start() {
-                Err(said) => {
+                Started::Not(said) => {
                     assert!(says_what_is_damaged(kind, path, &said), "{what}: {said}");
                     refused += 1;
                     "refused to start"
                 }
-                Ok(()) => {
+                Started::Ailing(said) => {
+                    assert!(said.contains("A file of the store is damaged"), "{what}: {said}");
+                    use_it(&net, who, &content, turn);
+                    node(&mut net, who).stop();
+                    ran += 1;
+                    "ran, and said that its store is damaged"
+                }
+                Started::Well => {
                     assert_eq!(damaged.status()["node"], id, "{what}: it is still itself");
-                    check_shown(
-                        &net,
-                        match who {
-                            Who::Client => &net.client,
-                            Who::Provider => &net.providers[1],
-                            Who::Market => &net.providers[0],
-                        },
-                        kind.name,
-                        &settings,
-                    );
+                    check_shown(&net, at(&net, who), kind.name, &settings);
                     use_it(&net, who, &content, turn);
                     node(&mut net, who).stop();
                     ran += 1;
                     "ran"
                 }
             };
-            flip_back(path, at, bit, &bytes);
+            flip_back(path, byte, bit, &bytes);
             node(&mut net, who).start();
             assert!(net.read("a") == content, "{what}");
             println!("{what}: {outcome}, {:.1} s", started.elapsed().as_secs_f64());
