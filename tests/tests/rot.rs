@@ -30,6 +30,9 @@ enum Who {
 const ALL: [Who; 3] = [Who::Client, Who::Provider, Who::Market];
 const PROVIDERS: [Who; 2] = [Who::Provider, Who::Market];
 
+/// A part of a file.
+type Part = (PathBuf, Range<usize>);
+
 /// A kind of file.
 struct Kind {
     name: &'static str,
@@ -37,19 +40,19 @@ struct Kind {
     /// Whether the node is stopped before by SIGKILL, and not in good order.
     is_killed: bool,
     /// The files of this kind in a node's folder, and the part of each that is meant.
-    files: fn(&Path) -> Vec<(PathBuf, Range<usize>)>,
+    files: fn(&Path) -> Vec<Part>,
 }
 
 fn len(path: &Path) -> usize {
     fs::metadata(path).unwrap().len() as usize
 }
 
-fn whole(path: PathBuf) -> Vec<(PathBuf, Range<usize>)> {
+fn whole(path: PathBuf) -> Vec<Part> {
     let len = len(&path);
     vec![(path, 0..len)]
 }
 
-fn meta(home: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, Range<usize>)> {
+fn meta(home: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Part> {
     let entries = fs::read_dir(home.join("meta")).unwrap().map(|entry| entry.unwrap().path());
     let mut found: Vec<PathBuf> =
         entries.filter(|path| wanted(path.file_name().unwrap().to_str().unwrap()) && len(path) > 0).collect();
@@ -58,7 +61,7 @@ fn meta(home: &Path, wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, Range<usize
 }
 
 /// Shard files with a tree, cut into the bytes that were stored and the hashes behind them.
-fn shards(home: &Path, part: fn(Range<usize>, usize) -> Range<usize>) -> Vec<(PathBuf, Range<usize>)> {
+fn shards(home: &Path, part: fn(Range<usize>, usize) -> Range<usize>) -> Vec<Part> {
     let folders = fs::read_dir(home.join("volume/shards")).unwrap();
     let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
     let long = files.map(|file| file.unwrap().path()).filter(|path| len(path) > 100_000);
@@ -191,14 +194,13 @@ fn agree(net: &Net) {
         wait_for("both sides to have the same heads", || {
             // Whoever cannot read its deals says nothing wrong about them.
             let (Some(theirs), Some(bought)) = (deals(provider), deals(&net.client)) else { return Some(()) };
-            let pairs =
+            let mut pairs =
                 theirs.iter().filter_map(|t| Some((t, bought.iter().find(|o| o["deal"] == t["deal"])?)));
             pairs
-                .map(|(theirs, ours)| {
+                .all(|(theirs, ours)| {
                     assert!(credits(&ours["promised"]) >= credits(&theirs["promised"]), "{theirs}, {ours}");
                     ["head", "head_hash", "bytes"].iter().all(|field| ours[field] == theirs[field])
                 })
-                .all(|agrees| agrees)
                 .then_some(())
         });
     }
