@@ -1,16 +1,20 @@
 //! Answering other peers: the serving side of `spare/1`.
 //!
 //! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, and each transfer as a whole;
-//! sessions are bounded in all, per peer and per network, and whatever is unfinished when a peer goes away is undone.
+//! sessions and reads are bounded in all, per peer and per network ([`places`]), work that nobody pays for by budgets ([`unpaid`]), and whatever is
+//! unfinished when a peer goes away is undone.
 
 mod index;
 mod ledger;
+mod places;
 mod read;
+mod unpaid;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use places::{Bounds, Place, Places};
 use spare_market::deal::DealId;
 use spare_market::grant::{Authority, Scope};
 use spare_market::keys::{PublicKey, SigningSecret};
@@ -22,20 +26,22 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::asks::AskBook;
+use crate::budget::Budgets;
 use crate::earn::Earner;
 use crate::frames::{
     FrameError, Hello, Refusal, RefusalCode, Request, Response, decode, read_body, read_frame, write_frame,
 };
 use crate::index_log::IndexLogs;
 use crate::limits::{
-    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, OPENINGS_MAX,
-    OPENINGS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES,
-    STALL_TIMEOUT, bulk_timeout, count_down,
+    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, OPENINGS,
+    READS_MAX, READS_PER_PEER_MAX, READS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
+    SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout,
 };
 use crate::market::Market;
 use crate::shards::{Incoming, ShardError};
 use crate::transport::Wire;
 use crate::unix_now_s;
+use unpaid::{Cost, HELLO_UNITS, Unpaid};
 
 /// Why a session ended other than by the peer hanging up between requests.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +54,17 @@ enum SessionEnd {
     Hello(Refusal),
     #[error("a read was broken off: {0}")]
     Rot(Refusal),
+    #[error("all places were taken, and this one was not used")]
+    GaveWay,
     #[error("a blocking task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl SessionEnd {
+    /// Whether the peer sent what no peer of this protocol sends.
+    fn is_malformed(&self) -> bool {
+        matches!(self, Self::Frame(FrameError::TooLong(_) | FrameError::Decode(_)))
+    }
 }
 
 impl From<std::io::Error> for SessionEnd {
@@ -67,39 +82,19 @@ pub struct Answerer {
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
     market: Option<Arc<Market>>,
-    sessions: Mutex<Sessions>,
+    sessions: Arc<Places>,
+    /// Reads, each of which has buffers in memory.
+    reads: Arc<Places>,
+    unpaid: Unpaid,
     /// Index entries on their way, each of which is in memory whole.
     index_transfers: tokio::sync::Semaphore,
     /// Lists of blocks, each of which is in memory whole, and snapshots on their way.
     block_transfers: Mutex<HashMap<Subnet, usize>>,
     /// Transactions submitted in the minute that began then.
     submissions: Mutex<(Instant, HashMap<Subnet, usize>)>,
-    /// Times that openings were shown in the minute that began then.
-    opened: Mutex<(Instant, HashMap<Subnet, usize>)>,
-}
-
-/// Sessions served.
-#[derive(Default)]
-struct Sessions {
-    total: usize,
-    by_peer: HashMap<PublicKey, usize>,
-    by_subnet: HashMap<Subnet, usize>,
-}
-
-/// A place among the sessions served.
-struct Slot<'a> {
-    answerer: &'a Answerer,
-    peer: PublicKey,
-    subnet: Subnet,
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        let mut sessions = self.answerer.sessions.lock().expect("no holder panics");
-        sessions.total -= 1;
-        count_down(&mut sessions.by_peer, &self.peer);
-        count_down(&mut sessions.by_subnet, &self.subnet);
-    }
+    /// What is shown to auditors, over all peers.
+    shown: Mutex<Budgets<()>>,
+    started: Instant,
 }
 
 async fn within<T, E: Into<SessionEnd>>(
@@ -129,43 +124,55 @@ impl Answerer {
             logs,
             book,
             market,
-            sessions: Mutex::default(),
+            sessions: Places::new(Bounds {
+                total: SESSIONS_MAX,
+                per_peer: SESSIONS_PER_PEER_MAX,
+                per_subnet: SESSIONS_PER_SUBNET_MAX,
+            }),
+            reads: Places::new(Bounds {
+                total: READS_MAX,
+                per_peer: READS_PER_PEER_MAX,
+                per_subnet: READS_PER_SUBNET_MAX,
+            }),
+            unpaid: Unpaid::new(),
             index_transfers,
             block_transfers: Mutex::default(),
             submissions: Mutex::new((Instant::now(), HashMap::new())),
-            opened: Mutex::new((Instant::now(), HashMap::new())),
+            shown: Mutex::new(Budgets::new(OPENINGS, 1, Duration::ZERO)),
+            started: Instant::now(),
         }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
     pub async fn serve(&self, wire: &mut Wire) {
-        let peer = wire.peer;
-        let Some(_slot) = self.slot(peer, wire.remote_ip.into()) else {
+        let (peer, subnet) = (wire.peer, Subnet::from(wire.remote_ip));
+        if self.unpaid.is_shunned(&peer, &subnet) {
+            tracing::debug!(%peer, "a session was refused: too many malformed frames");
+            return;
+        }
+        let Some(place) = self.sessions.take(peer, subnet, Instant::now()) else {
             tracing::debug!(%peer, "a session was refused: too many");
             return;
         };
-        if let Err(end) = self.session(wire).await {
+        let ended = tokio::select! {
+            ended = self.session(wire, subnet, &place) => ended,
+            () = place.is_lost() => Err(SessionEnd::GaveWay),
+        };
+        if let Err(end) = ended {
+            if end.is_malformed() {
+                self.unpaid.malformed(peer, subnet);
+            }
             tracing::debug!(%peer, %end, "a session ended");
         }
     }
 
-    fn slot(&self, peer: PublicKey, subnet: Subnet) -> Option<Slot<'_>> {
-        let mut sessions = self.sessions.lock().expect("no holder panics");
-        let by_peer = sessions.by_peer.get(&peer).copied().unwrap_or(0);
-        let by_subnet = sessions.by_subnet.get(&subnet).copied().unwrap_or(0);
-        if sessions.total >= SESSIONS_MAX
-            || by_peer >= SESSIONS_PER_PEER_MAX
-            || by_subnet >= SESSIONS_PER_SUBNET_MAX
-        {
-            return None;
+    async fn session(&self, wire: &mut Wire, subnet: Subnet, place: &Place) -> Result<(), SessionEnd> {
+        let peer = wire.peer;
+        let hello = Cost { units: HELLO_UNITS, is_paid: false };
+        if let Err(refusal) = self.unpaid.wait(&peer, &subnet, hello).await {
+            return Err(SessionEnd::Hello(refusal));
         }
-        sessions.total += 1;
-        sessions.by_peer.insert(peer, by_peer + 1);
-        sessions.by_subnet.insert(subnet, by_subnet + 1);
-        Some(Slot { answerer: self, peer, subnet })
-    }
-
-    async fn session(&self, wire: &mut Wire) -> Result<(), SessionEnd> {
+        self.unpaid.charge(peer, subnet, hello.units, 0);
         let authority = self.hello(wire).await?;
         loop {
             let body = match timeout(IDLE_TIMEOUT, read_body(&mut wire.recv)).await {
@@ -180,7 +187,21 @@ impl Answerer {
                     return Err(FrameError::from(error).into());
                 }
             };
-            self.handle(wire, authority.as_ref(), request, &body).await?;
+            place.progressed();
+            let cost = Cost::of(&request);
+            if let Err(refusal) = self.unpaid.wait(&peer, &subnet, cost).await {
+                refuse(wire, refusal).await?;
+                continue;
+            }
+            let moved_bytes = wire.moved_bytes();
+            let is_done = self.handle(wire, authority.as_ref(), request, &body).await?;
+            if !cost.is_paid {
+                let bytes = body.len() as u64 + wire.moved_bytes() - moved_bytes;
+                self.unpaid.charge(peer, subnet, cost.units, bytes);
+            } else if !is_done {
+                self.unpaid.charge(peer, subnet, cost.units, 0);
+            }
+            place.progressed();
         }
     }
 
@@ -206,13 +227,14 @@ impl Answerer {
         }
     }
 
+    /// Answers a request. Returns whether it was carried out, and not refused.
     async fn handle(
         &self,
         wire: &mut Wire,
         authority: Option<&Authority>,
         request: Request,
         body: &[u8],
-    ) -> Result<(), SessionEnd> {
+    ) -> Result<bool, SessionEnd> {
         let result = match request {
             Request::Asks { skip } => {
                 let (asks, more) = self.book.page(skip as usize, unix_now_s());
@@ -239,9 +261,7 @@ impl Answerer {
                 })
                 .await?
             }
-            Request::Openings { deal, seed, count } => {
-                self.openings(wire.remote_ip.into(), deal, seed, count).await?
-            }
+            Request::Openings { deal, seed, count } => self.openings(deal, seed, count).await?,
             Request::DealState { deal } => {
                 self.earning(authority, Scope::Read, move |earner, owner| {
                     earner.state(&owner, deal).map(|state| Response::DealState(Box::new(state)))
@@ -255,8 +275,10 @@ impl Answerer {
                 .await?
             }
         };
+        let is_done = result.is_ok();
         let response = result.unwrap_or_else(Response::Refused);
-        within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await?;
+        Ok(is_done)
     }
 
     /// The account the peer may act for in `scope`, and what this node has of its clients.
@@ -300,7 +322,6 @@ impl Answerer {
     /// Shows bytes of a set to anybody, within a budget: an auditor need not be known, and auditing is not to be a flood.
     async fn openings(
         &self,
-        subnet: Subnet,
         deal: DealId,
         seed: [u8; 32],
         count: u8,
@@ -308,8 +329,12 @@ impl Answerer {
         let Some(earner) = self.earner.clone() else {
             return Ok(Err(Refusal::new(RefusalCode::NotAProvider, "this node offers no storage")));
         };
-        if !self.may_open(subnet) {
-            let why = "auditors have had what this node shows in a minute";
+        let budget = || {
+            let mut shown = self.shown.lock().expect("no holder panics");
+            shown.take((), 1, self.started.elapsed())
+        };
+        if !budget() {
+            let why = "auditors have had what this node shows them for now";
             return Ok(Err(Refusal::new(RefusalCode::Busy, why)));
         }
         let show = move || {
@@ -317,21 +342,6 @@ impl Answerer {
             Ok(Response::Openings { seq, openings })
         };
         Ok(tokio::task::spawn_blocking(show).await?)
-    }
-
-    /// Counts openings shown to `subnet`, unless it, or everybody together, had their share in this minute.
-    fn may_open(&self, subnet: Subnet) -> bool {
-        let mut opened = self.opened.lock().expect("no holder panics");
-        if opened.0.elapsed() > Duration::from_secs(60) {
-            *opened = (Instant::now(), HashMap::new());
-        }
-        let total: usize = opened.1.values().sum();
-        let count = opened.1.entry(subnet).or_default();
-        if total >= OPENINGS_MAX || *count >= OPENINGS_PER_SUBNET_MAX {
-            return false;
-        }
-        *count += 1;
-        true
     }
 
     fn terms(&self, authority: Option<&Authority>) -> Result<Response, Refusal> {
@@ -399,6 +409,7 @@ impl Answerer {
             Ok(incoming) => incoming,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        wire.expect_bulk();
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
         let received = within(bulk_timeout(shard_bytes), receive(wire, incoming, shard_bytes)).await?;
         let incoming = match received {
@@ -498,11 +509,14 @@ fn refusal(error: ShardError) -> Refusal {
     let code = match &error {
         ShardError::NoRoom { .. } => RefusalCode::NoRoom,
         ShardError::NotHere => RefusalCode::NotHere,
-        ShardError::Damaged(_) | ShardError::OtherVolume(_) | ShardError::Io(_) | ShardError::Meta(_) => {
-            RefusalCode::Unavailable
-        }
+        ShardError::Damaged(_)
+        | ShardError::Rotten(_)
+        | ShardError::OtherVolume(_)
+        | ShardError::Io(_)
+        | ShardError::Meta(_) => RefusalCode::Unavailable,
     };
-    if code == RefusalCode::Unavailable {
+    // Known rot was logged when it was found.
+    if code == RefusalCode::Unavailable && !matches!(error, ShardError::Rotten(_)) {
         tracing::error!(%error, "storage failed");
     }
     Refusal::new(code, error.to_string())

@@ -30,11 +30,14 @@ use utoipa_axum::routes;
 use crate::chain::ChainError;
 use crate::client::TransferState;
 use crate::deals::DealError;
+use crate::earn::Earner;
 use crate::get::GetError;
 use crate::market::SubmitError;
 use crate::node::Node;
 use crate::put::PutError;
 use crate::recover::{RecoverError, Recovered};
+use crate::scrub::Scrub;
+use crate::shards::{Rot, Rotten, Volume};
 use crate::unix_now_s;
 
 #[derive(OpenApi)]
@@ -184,7 +187,7 @@ impl From<SubmitError> for ApiError {
 }
 
 pub use audits::{AuditInfo, ChallengerStatus, FailingInfo, StrikeInfo};
-pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo};
+pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, parse_range};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
 pub use market::{Balance, Funding, MarketReport, Quote};
 
@@ -442,6 +445,73 @@ pub struct ProviderStatus {
     pub other_prices: Vec<String>,
     /// What it brings.
     pub earnings: Earnings,
+    /// Whether what is stored is still what was stored.
+    pub scrub: ScrubStatus,
+}
+
+/// Whether stored shards are still what was stored.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// Bytes per second at which shards are read again; 0 for never.
+    pub rate: u64,
+    /// Whether a pass over all shards is under way.
+    pub passing: bool,
+    /// Shards checked in the pass under way, or the last one.
+    pub checked_shards: u64,
+    /// Their bytes.
+    pub checked_bytes: u64,
+    /// Unix time in seconds when the last full pass ended.
+    pub last_pass_s: Option<u64>,
+    /// Shards that have rotted.
+    pub rotten_shards: u64,
+    /// Some of them.
+    pub rotten: Vec<RottenShard>,
+    /// What that means and what to do; empty if nothing has rotted.
+    pub advice: String,
+}
+
+/// A shard that has rotted.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RottenShard {
+    /// The account whose it is.
+    pub owner: String,
+    /// Its root.
+    pub root: String,
+    /// Unix time in seconds when that was found.
+    pub found_s: u64,
+    /// Which bytes, or what else is wrong.
+    pub why: String,
+}
+
+/// Most rotten shards that are listed.
+const ROTTEN_LISTED_MAX: usize = 20;
+
+fn scrub_status(scrub: &Scrub, volume: &Volume) -> Result<ScrubStatus, ApiError> {
+    let standing = scrub.standing();
+    let rotten_shards = volume.rotten_shards()?;
+    let describe = |rotten: Rotten| {
+        let Rot::V1 { found_s, why } = rotten.rot;
+        RottenShard { owner: rotten.owner.to_string(), root: rotten.root.to_string(), found_s, why }
+    };
+    let rotten = volume.rotten(None, ROTTEN_LISTED_MAX)?.into_iter().map(describe).collect();
+    let advice = match rotten_shards {
+        0 => String::new(),
+        shards => format!(
+            "{shards} stored shard{} changed on disk since being stored, and {} refused to readers, who fetch others instead; nothing wrong was served. Audits of them fail, so their clients pay less until they store them again. Check the disk (for instance with `smartctl -a`) and move the folder to another one if it fails",
+            if shards == 1 { " has" } else { "s have" },
+            if shards == 1 { "is" } else { "are" },
+        ),
+    };
+    Ok(ScrubStatus {
+        rate: scrub.rate(),
+        passing: standing.is_passing,
+        checked_shards: standing.checked_shards,
+        checked_bytes: standing.checked_bytes,
+        last_pass_s: standing.last_pass_s,
+        rotten_shards,
+        rotten,
+        advice,
+    })
 }
 
 /// The lowest, the middle and the highest price of storage that others ask.
@@ -464,7 +534,7 @@ const MARKET_AWAY_S: u64 = 60;
 
 /// What keeps this node from taking part in the network.
 fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
-    let mut alerts = Vec::new();
+    let mut alerts = node.file_alerts.lock().expect("no holder panics").clone();
     if node.addresses.connected().is_empty() && !node.market.is_here() {
         alerts.push(
             "no peer is connected; the setting network.peers says through whom this node joins".to_owned(),
@@ -485,14 +555,19 @@ fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
 async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
     let blobs = node.client.catalog.all()?;
     let earnings = deals::earnings(&node)?;
-    let provider = node.earner.as_ref().map(|earner| earner.volume().room()).map(|room| ProviderStatus {
-        earnings,
-        offered_bytes: room.offered_bytes,
-        used_bytes: room.used_bytes,
-        free_bytes: room.free_bytes,
-        price: node.config.provide.price.0.to_string(),
-        other_prices: other_prices(&node),
-    });
+    let provide = |(earner, scrub): (&Arc<Earner>, &Arc<Scrub>)| {
+        let room = earner.volume().room();
+        Ok::<_, ApiError>(ProviderStatus {
+            earnings,
+            offered_bytes: room.offered_bytes,
+            used_bytes: room.used_bytes,
+            free_bytes: room.free_bytes,
+            price: node.config.provide.price.0.to_string(),
+            other_prices: other_prices(&node),
+            scrub: scrub_status(scrub, earner.volume())?,
+        })
+    };
+    let provider = node.earner.as_ref().zip(node.scrub.as_ref()).map(provide).transpose()?;
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: node.identity.node_key().public().to_string(),

@@ -67,6 +67,10 @@ pub struct ProvideConfig {
     pub claim_after: u16,
     /// Credits that are pledged for each new deal, as far as the account has them. What is stored and cannot be shown costs of it.
     pub collateral: Credits,
+    /// Bytes per second at which stored shards are read again to find rot; 0 for never.
+    pub scrub_rate: Size,
+    /// Days from the start of one pass over all shards to that of the next; 0 for one pass after the other.
+    pub scrub_days: u16,
 }
 
 /// The `[client]` section.
@@ -142,6 +146,8 @@ impl Default for Config {
                 read_price: Credits(Amount(PICO_PER_CREDIT)),
                 claim_after: 1,
                 collateral: Credits(Amount::ZERO),
+                scrub_rate: Size(8_000_000),
+                scrub_days: 14,
             },
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),
@@ -227,6 +233,14 @@ pub struct Loaded {
     pub origins: BTreeMap<String, (toml::Value, Origin)>,
 }
 
+impl Loaded {
+    /// The settings that the file makes, as TOML.
+    pub fn in_file(&self) -> BTreeMap<String, String> {
+        let in_file = self.origins.iter().filter(|(_, (_, origin))| matches!(origin, Origin::File(_)));
+        in_file.map(|(key, (value, _))| (key.clone(), value.to_string())).collect()
+    }
+}
+
 /// Loads the configuration from `file` (which may be missing), the environment and `flags` (`section.name`, value).
 ///
 /// # Errors
@@ -290,6 +304,13 @@ fn set(values: &mut Values, key: String, value: toml::Value, origin: Origin) -> 
         other => other,
     })?;
     drop(old);
+    let peers = if key == "network.peers" { values[&key].0.as_array() } else { None };
+    for peer in peers.into_iter().flatten().filter_map(toml::Value::as_str) {
+        if let Err(error) = peer.parse::<libp2p::Multiaddr>() {
+            let error = format!("'{peer}' is no multiaddr: {error}");
+            return Err(ConfigError::Value { key, origin: values["network.peers"].1.clone(), error });
+        }
+    }
     Ok(())
 }
 
@@ -369,6 +390,7 @@ mod tests {
         );
         assert!(error("", &[("SPARE_PROVIDE_SIZE", "much")]).contains("not a size"));
         assert!(error("[node]\nadvertise_ip = \"myhost\"", &[]).contains("not an IP address"));
+        assert!(error("[network]\npeers = [\"/ip4/1.2.3\"]", &[]).contains("'network.peers' wrongly"));
         assert!(error("[node", &[]).contains("not valid TOML"));
         assert!(error("[provide]\nprice = \"cheap\"", &[]).contains("not an amount of credits"));
         assert!(error("", &[("SPARE_CLIENT_MAX_PRICE", "99999999")]).contains("more than a price may be"));

@@ -4,6 +4,9 @@
 //! libp2p streams as the second way for `spare/1`. Limits on connections and memory are set, since libp2p has
 //! none by default. The swarm runs in one task; the rest of the node sees [`Addresses`] and a stream control.
 
+mod gate;
+mod gossip;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -17,6 +20,8 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, connection_limits, gossipsub, identify, kad,
     memory_connection_limits, ping,
 };
+use spare_market::ask::AskError;
+use spare_market::grant::GrantError;
 use spare_market::keys::PublicKey;
 use spare_market::signed::{NetworkId, SignedBytes};
 use spare_proofs::encode::{from_bytes, to_bytes};
@@ -25,7 +30,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::asks::AskBook;
 use crate::limits::{
     GOSSIP_MAX_BYTES, IDENTIFY_ADDRESSES_MAX, LIBP2P_CONNECTIONS_MAX, LIBP2P_CONNECTIONS_PER_PEER_MAX,
-    LIBP2P_MEMORY_MAX_BYTES,
+    LIBP2P_HANDSHAKES_MAX, LIBP2P_MEMORY_MAX_BYTES,
 };
 use crate::transport::node_key;
 use crate::unix_now_s;
@@ -38,11 +43,14 @@ const REJOIN_INTERVAL: Duration = Duration::from_secs(2);
 const UNHEARD_MAX: u32 = 3;
 /// Most known providers that are dialled beside the bootstrap peers.
 const REJOIN_PROVIDERS_MAX: usize = 16;
+/// How often it is looked for peers that misbehave.
+const MISBEHAVIOUR_INTERVAL: Duration = Duration::from_millis(500);
 /// How often Kademlia looks around for further peers.
 const LOOK_AROUND_INTERVAL: Duration = Duration::from_secs(120);
 
 #[derive(NetworkBehaviour)]
 struct Behaviour {
+    gate: gate::Gate,
     connection_limits: connection_limits::Behaviour,
     memory_limits: memory_connection_limits::Behaviour,
     identify: identify::Behaviour,
@@ -160,6 +168,7 @@ pub async fn start(
         outbox,
         identified: HashSet::new(),
         unheard: 0,
+        pace: gossip::Pace::new(),
     };
     Ok(Discovery { addresses, control, publish, stop, stopped, task: tokio::spawn(runner.run()) })
 }
@@ -172,12 +181,12 @@ fn behaviour(
     let peer = key.public().to_peer_id();
     let network = &blake3::Hash::from_bytes(network.0).to_hex()[..16];
     let connections = connection_limits::ConnectionLimits::default()
-        .with_max_pending_incoming(Some(64))
+        .with_max_pending_incoming(Some(LIBP2P_HANDSHAKES_MAX))
         .with_max_pending_outgoing(Some(64))
         .with_max_established_incoming(Some(LIBP2P_CONNECTIONS_MAX))
         .with_max_established_outgoing(Some(LIBP2P_CONNECTIONS_MAX))
         .with_max_established_per_peer(Some(LIBP2P_CONNECTIONS_PER_PEER_MAX));
-    let gossip = gossipsub::ConfigBuilder::default()
+    let gossip = gossip::bound(&mut gossipsub::ConfigBuilder::default())
         .max_transmit_size(GOSSIP_MAX_BYTES)
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
@@ -194,18 +203,22 @@ fn behaviour(
         .set_provider_publication_interval(None);
     let identify = identify::Config::new(format!("/spare/1/{network}"), key.public())
         .with_agent_version(format!("spare/{}", env!("CARGO_PKG_VERSION")));
+    // Subscriptions to other topics are not remembered.
+    let mut gossip = gossipsub::Behaviour::new_with_subscription_filter(
+        gossipsub::MessageAuthenticity::Signed(key.clone()),
+        gossip,
+        gossipsub::WhitelistSubscriptionFilter([topic.clone()].into()),
+    )?;
+    let (scores, thresholds) = gossip::scores(topic);
+    gossip.with_peer_score(scores, thresholds)?;
     Ok(Behaviour {
+        gate: gate::Gate::new(),
         connection_limits: connection_limits::Behaviour::new(connections),
         memory_limits: memory_connection_limits::Behaviour::with_max_bytes(LIBP2P_MEMORY_MAX_BYTES),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
         kademlia: kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kademlia),
-        // Subscriptions to other topics are not remembered.
-        gossip: gossipsub::Behaviour::new_with_subscription_filter(
-            gossipsub::MessageAuthenticity::Signed(key.clone()),
-            gossip,
-            gossipsub::WhitelistSubscriptionFilter([topic].into()),
-        )?,
+        gossip,
         streams: libp2p_stream::Behaviour::new(),
     })
 }
@@ -253,15 +266,19 @@ struct Runner {
     identified: HashSet<PeerId>,
     /// Asks in a row that no peer wanted to hear.
     unheard: u32,
+    /// How fast gossip comes.
+    pace: gossip::Pace,
 }
 
 impl Runner {
     async fn run(mut self) {
         let mut rejoin = tokio::time::interval(REJOIN_INTERVAL);
+        let mut looking = tokio::time::interval(MISBEHAVIOUR_INTERVAL);
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.handle(event),
                 _ = rejoin.tick() => self.rejoin(),
+                _ = looking.tick() => self.hang_up_on_misbehaviour(),
                 () = self.stop.notified() => break,
                 ask = self.outbox.recv() => match ask {
                     Some(ask) => self.publish(&ask),
@@ -301,6 +318,24 @@ impl Runner {
         }
     }
 
+    /// Ends the connections of peers that are not listened to any more.
+    fn hang_up_on_misbehaviour(&mut self) {
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        peers.into_iter().for_each(|peer| self.hang_up_if_graylisted(peer));
+    }
+
+    fn hang_up_if_graylisted(&mut self, peer: PeerId) {
+        let score = self.swarm.behaviour().gossip.peer_score(&peer);
+        if score.is_some_and(|score| score < gossip::GRAYLIST) {
+            if let Some(ip) = node_key(&peer).map(|node| self.addresses.ip(&node)) {
+                self.swarm.behaviour_mut().gate.misbehaved(ip);
+            }
+            tracing::info!(%peer, ?score, "a peer that gossips what nobody should is disconnected");
+            // One that is gone already is as good.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+    }
+
     fn publish(&mut self, ask: &SignedBytes) {
         // Without subscribers there is nobody to tell; late joiners ask for what they missed.
         match self.swarm.behaviour_mut().gossip.publish(self.topic.clone(), to_bytes(ask)) {
@@ -337,6 +372,7 @@ impl Runner {
                 if let (Some(node), Some(ip)) = (node_key(&peer_id), ip) {
                     self.addresses.connected.lock().expect("no holder panics").insert(node, ip);
                 }
+                self.hang_up_if_graylisted(peer_id);
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.identified.remove(&peer_id);
@@ -362,7 +398,15 @@ impl Runner {
                 message_id,
                 message,
             })) => {
-                let acceptance = self.judge(&message.data);
+                let acceptance = match self.pace.message(propagation_source) {
+                    gossip::Verdict::Listen => self.judge(&message.data),
+                    gossip::Verdict::PassOver => gossipsub::MessageAcceptance::Ignore,
+                    gossip::Verdict::TooFast => {
+                        let gossip = &mut self.swarm.behaviour_mut().gossip;
+                        gossip.set_application_score(&propagation_source, gossip::MISBEHAVED);
+                        gossipsub::MessageAcceptance::Ignore
+                    }
+                };
                 let gossip = &mut self.swarm.behaviour_mut().gossip;
                 gossip.report_message_validation_result(&message_id, &propagation_source, acceptance);
             }
@@ -372,13 +416,16 @@ impl Runner {
 
     /// Takes a gossiped ask. Only what holds and is news is passed on.
     fn judge(&self, data: &[u8]) -> gossipsub::MessageAcceptance {
-        use crate::asks::RejectedAsk::{Full, Old};
+        use crate::asks::RejectedAsk::{Ask, Full, Grant, Old};
         let Ok(raw) = from_bytes::<SignedBytes>(data, GOSSIP_MAX_BYTES) else {
             return gossipsub::MessageAcceptance::Reject;
         };
         match self.book.take(raw, unix_now_s()) {
             Ok(_) => gossipsub::MessageAcceptance::Accept,
-            Err(Old | Full) => gossipsub::MessageAcceptance::Ignore,
+            // By another's clock it may hold: that is nothing to hold against whoever passed it on.
+            Err(Old | Full | Ask(AskError::NotNow) | Grant(GrantError::Expired(_))) => {
+                gossipsub::MessageAcceptance::Ignore
+            }
             Err(error) => {
                 tracing::debug!(%error, "a gossiped ask was rejected");
                 gossipsub::MessageAcceptance::Reject

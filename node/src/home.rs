@@ -21,7 +21,7 @@ use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::SUPPLY_MAX;
 use spare_market::genesis::Genesis;
-use spare_market::grant::{Grant, Scope};
+use spare_market::grant::{Authority, Grant, Scope};
 use spare_market::keys::{PublicKey, Seed, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_proofs::cipher::Secret;
@@ -30,6 +30,9 @@ use zeroize::Zeroizing;
 
 /// How long the grant made by `spare init` lasts, in seconds: ten years.
 const GRANT_LIFE_S: u64 = 10 * 365 * 24 * 3600;
+
+/// What to do about a damaged identity.
+const REPLACE: &str = "Put the file back from a copy. Without one, move the folder away and set up a node anew, with --seed-file for the same account";
 
 /// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +140,22 @@ struct IdentityFile {
     recipe_key: String,
     index_key: String,
     grant: String,
+    /// Hash of all of the above, from version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<String>,
+}
+
+impl IdentityFile {
+    /// What version 2 is checked by: with one digit changed, keys would still be keys, but others.
+    fn checksum(&self) -> String {
+        let fields =
+            [&self.genesis, &self.account, &self.node_key, &self.recipe_key, &self.index_key, &self.grant];
+        let mut hasher = blake3::Hasher::new_derive_key("spare 2026 identity file v2");
+        for field in fields {
+            hasher.update(&(field.len() as u64).to_le_bytes()).update(field.as_bytes());
+        }
+        HEXLOWER.encode(&hasher.finalize().as_bytes()[..16])
+    }
 }
 
 /// The node's folder.
@@ -199,15 +218,17 @@ impl Home {
         fs::create_dir_all(&self.0).map_err(at(&self.0))?;
         fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)).map_err(at(&self.0))?;
         let hex = |secret: &Secret| HEXLOWER.encode(secret.expose());
-        let file = IdentityFile {
-            version: 1,
+        let mut file = IdentityFile {
+            version: 2,
             genesis: HEXLOWER.encode(&to_bytes(genesis)),
             account: identity.account.to_string(),
             node_key: hex(&identity.node_secret),
             recipe_key: hex(&identity.recipe_key),
             index_key: hex(&identity.index_key),
             grant: HEXLOWER.encode(&to_bytes(&identity.grant)),
+            check: None,
         };
+        file.check = Some(file.checksum());
         let text = toml::to_string(&file).expect("an identity is TOML");
         self.write_secret("seed.txt", &format!("{}\n", seed.words().as_str()))?;
         self.write_secret("api.token", &format!("{token}\n"))?;
@@ -238,19 +259,25 @@ impl Home {
     /// [`HomeError::Missing`] when there is none.
     pub fn identity_and_genesis(&self) -> Result<(Identity, Genesis), HomeError> {
         let path = self.file("identity.toml");
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(HomeError::Missing(self.0.clone()));
             }
             other => other.map_err(at(&path))?,
         };
-        let damaged = |why: String| HomeError::Damaged { path: path.clone(), why };
+        let damaged =
+            |why: String| HomeError::Damaged { path: path.clone(), why: format!("{why}. {REPLACE}") };
+        let text = String::from_utf8(text).map_err(|_| damaged("it is not text".to_owned()))?;
         let file: IdentityFile = toml::from_str(&text).map_err(|e| damaged(e.message().to_owned()))?;
-        if file.version != 1 {
-            return Err(damaged(format!(
-                "version {} is unknown; this program knows version 1",
-                file.version
-            )));
+        match (file.version, &file.check) {
+            (1, None) => {}
+            (2, Some(check)) if *check == file.checksum() => {}
+            (1 | 2, _) => return Err(damaged("its checksum does not fit".to_owned())),
+            (other, _) => {
+                return Err(damaged(format!(
+                    "version {other} is unknown; this program knows versions 1 and 2"
+                )));
+            }
         }
         let bytes = |name: &str, hex: &str| -> Result<[u8; 32], HomeError> {
             let bytes = HEXLOWER.decode(hex.as_bytes()).ok();
@@ -269,6 +296,12 @@ impl Home {
             index_key: Secret::new(bytes("index_key", &file.index_key)?),
             grant: from_bytes(&grant, 1024).map_err(|e| damaged(format!("grant: {e}")))?,
         };
+        // As of no particular time: that it has expired is for others to say.
+        let node = identity.node_key().public();
+        let authority = Authority::from_grant(identity.grant.clone(), identity.network, node, 0);
+        if authority.map_err(|e| damaged(e.to_string()))?.account != identity.account {
+            return Err(damaged("the grant is of another account".to_owned()));
+        }
         Ok((identity, genesis))
     }
 
@@ -278,8 +311,17 @@ impl Home {
     /// [`HomeError::Missing`] when there is no node.
     pub fn token(&self) -> Result<String, HomeError> {
         let path = self.file("api.token");
-        match fs::read_to_string(&path) {
-            Ok(token) => Ok(token.trim().to_owned()),
+        match fs::read(&path) {
+            Ok(token) => {
+                // What is in no HTTP header is no token.
+                let token = String::from_utf8(token).ok().map(|token| token.trim().to_owned());
+                let good =
+                    token.filter(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()));
+                good.ok_or_else(|| HomeError::Damaged {
+                    path,
+                    why: "remove it, and `spare serve` makes it anew when it starts".into(),
+                })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.file("identity.toml").exists() => {
                 Err(HomeError::Damaged {
                     path,
@@ -300,6 +342,24 @@ impl Home {
             self.write_secret("api.token", &format!("{}\n", new_token()))?;
         }
         self.token()
+    }
+
+    /// What is wrong with the file that holds the words, if it is there: nobody reads it for years, and then everything depends on it.
+    pub fn seed_fault(&self, account: &PublicKey) -> Option<String> {
+        let path = self.file("seed.txt");
+        let words = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => return Some(format!("{} cannot be read: {error}", path.display())),
+            Ok(words) => Zeroizing::new(words),
+        };
+        let seed = std::str::from_utf8(&words).ok().and_then(|words| Seed::from_words(words).ok());
+        match seed.map(|seed| seed.account_key().public()) {
+            Some(there) if there == *account => None,
+            _ => Some(format!(
+                "{} is damaged: it does not hold the words of this account. Compare it with your copy on paper; without one, copy your data out",
+                path.display()
+            )),
+        }
     }
 
     /// Takes the folder for this process.

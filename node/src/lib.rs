@@ -13,14 +13,15 @@
 //! |---|---|
 //! | what users touch | [`api`], [`cli`], [`demo`], [`config`], [`home`] |
 //! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
-//! | the provider's work | [`answer`], [`earn`], [`shards`] |
+//! | the provider's work | [`answer`], [`earn`], [`shards`], [`scrub`] |
 //! | the ledger | [`market`], [`chain`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
-//! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`limits`], [`crash`] |
+//! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`budget`], [`limits`], [`crash`] |
 
 pub mod answer;
 pub mod api;
 pub mod asks;
+pub mod budget;
 pub mod catalog;
 pub mod chain;
 pub mod challenge;
@@ -46,6 +47,7 @@ pub mod node;
 pub mod peers;
 pub mod put;
 pub mod recover;
+pub mod scrub;
 pub mod sets;
 pub mod shards;
 pub mod standings;

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
+use crate::budget::Rate;
+
 /// Longest control frame of `spare/1`. Bulk bytes travel outside frames, with their length announced in one.
 pub const FRAME_MAX_BYTES: usize = 256 * 1024;
 /// Longest shard a provider takes: k = 1 with its single row per record, plus room for rounding.
@@ -32,14 +34,34 @@ pub const ASKS_PER_SUBNET_MAX: usize = 64;
 pub const EVIDENCE_MAX_BYTES: usize = 64 << 10;
 /// Longest read of which what was sent is kept, so that it becomes evidence if it is wrong and signed.
 pub const EVIDENCE_READ_MAX_BYTES: u64 = 16 << 10;
-/// Most times in a minute that a provider shows openings to auditors: 20 reads of 16 KiB each, so at most 330 kB a second.
-pub const OPENINGS_MAX: usize = 60;
-/// Most times in a minute that it shows openings to one network (/24, IPv6: /48).
-pub const OPENINGS_PER_SUBNET_MAX: usize = 20;
+/// How often a provider shows openings to auditors, over all of them: 20 reads of 16 KiB each time.
+pub const OPENINGS: Rate = Rate { per_s: 1, burst: 60 };
 /// Longest reason in a report of a failed audit.
 pub const NOTICE_WHY_MAX_BYTES: usize = 256;
 /// Longest libp2p gossip message.
 pub const GOSSIP_MAX_BYTES: usize = 8 * 1024;
+/// Most gossip messages in one packet of a peer's.
+pub const GOSSIP_PER_PACKET_MAX: usize = 64;
+/// Gossip messages that one peer may pass on. Asks of 10,000 providers, one in 15 s each, are 670 a second over all neighbours.
+pub const GOSSIP_PER_PEER: Rate = Rate { per_s: 500, burst: 5000 };
+/// Gossip messages that are looked at, from all peers together: about a quarter of a processor core.
+pub const GOSSIP_IN_ALL: Rate = Rate { per_s: 1500, burst: 10_000 };
+/// Gossip messages queued for one peer that is slow to take them.
+pub const GOSSIP_QUEUE_MAX: usize = 128;
+/// Invalid gossip messages within about a minute after which a peer is not listened to, and disconnected.
+pub const GOSSIP_INVALID_MAX: u32 = 5;
+/// How long a peer's misbehaviour in gossip is remembered after it is gone.
+pub const GOSSIP_REMEMBERED: Duration = Duration::from_secs(600);
+/// Most libp2p connections with one network (/24, IPv6: /48) that it began, handshakes under way included.
+pub const LIBP2P_CONNECTIONS_PER_SUBNET_MAX: usize = 64;
+/// libp2p connections that one network (/24, IPv6: /48) may begin.
+pub const LIBP2P_HANDSHAKES_PER_SUBNET: Rate = Rate { per_s: 8, burst: 128 };
+/// How many of those it costs a network that a peer of it is disconnected for what it gossips.
+pub const LIBP2P_MISBEHAVIOUR_COST: u64 = 64;
+/// Most libp2p handshakes under way, from all peers.
+pub const LIBP2P_HANDSHAKES_MAX: u32 = 128;
+/// Most libp2p handshakes under way, from one network (/24, IPv6: /48).
+pub const LIBP2P_HANDSHAKES_PER_SUBNET_MAX: usize = 16;
 /// Most direct (quinn) connections at once.
 pub const CONNECTIONS_MAX: usize = 512;
 /// Most direct connections from one address at once.
@@ -52,6 +74,53 @@ pub const SESSIONS_MAX: usize = 1024;
 pub const SESSIONS_PER_PEER_MAX: usize = 64;
 /// Most sessions served at once for peers in one network (/24, IPv6: /48): keys are free, networks are not.
 pub const SESSIONS_PER_SUBNET_MAX: usize = 256;
+/// Most reads served at once, over all peers. Each has at most [`READ_BUFFERS_MAX`] buffers of `direct_io::BUFFER_BYTES` in memory: see
+/// [`memory_max_bytes`].
+pub const READS_MAX: usize = 128;
+/// Most reads served at once for one peer.
+pub const READS_PER_PEER_MAX: usize = 48;
+/// Most reads served at once for peers in one network (/24, IPv6: /48).
+pub const READS_PER_SUBNET_MAX: usize = 64;
+/// Buffers of a read: one that is read, one that is sent, and one of which the peer has not acknowledged the end.
+pub const READ_BUFFERS_MAX: usize = 3;
+/// How long a read waits for its place.
+pub const READ_WAIT: Duration = Duration::from_secs(5);
+/// How long somebody has to have made no progress to give way, when all sessions or reads are taken, to somebody from a network that has fewer. It
+/// is longer than a moment's congestion, and shorter than anybody waits.
+pub const GIVE_WAY_AFTER: Duration = Duration::from_secs(1);
+/// Most direct connections whose handshake is not finished.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Most direct connections from one network (/24, IPv6: /48) whose handshake is not finished.
+pub const HANDSHAKES_PER_SUBNET_MAX: usize = 32;
+/// Direct connections that are begun before addresses have to be shown to be their senders': the first packet of a handshake that nobody finishes costs
+/// a signature otherwise.
+pub const HANDSHAKES_BEFORE_RETRY: Rate = Rate { per_s: 32, burst: 64 };
+/// Connections that one network (/24, IPv6: /48) may begin. Each costs about a millisecond of this node's time.
+pub const HANDSHAKES_PER_SUBNET: Rate = Rate { per_s: 32, burst: 512 };
+/// Most bytes kept of what arrives for one connection before it is accepted: the first flight of a handshake.
+pub const INCOMING_BUFFER_BYTES: u64 = 16 << 10;
+/// Bytes that a peer may send on an accepted connection before they are read, unless something long of it is being stored.
+pub const ACCEPTED_WINDOW_BYTES: u32 = 512 << 10;
+/// Bytes that a peer may send ahead on a connection over which something long goes.
+pub const BULK_WINDOW_BYTES: u32 = 8 << 20;
+/// Requests that no deal pays for which a peer may make, in units of about a lookup.
+pub const UNPAID_PER_PEER: Rate = Rate { per_s: 200, burst: 2000 };
+/// The same for a network (/24, IPv6: /48) together.
+pub const UNPAID_PER_SUBNET: Rate = Rate { per_s: 800, burst: 8000 };
+/// Bytes, either way, of such requests and their answers for a peer. A new node replays the ledger, and a recovered one reads its index.
+pub const UNPAID_BYTES_PER_PEER: Rate = Rate { per_s: 8 << 20, burst: 64 << 20 };
+/// The same for a network (/24, IPv6: /48) together.
+pub const UNPAID_BYTES_PER_SUBNET: Rate = Rate { per_s: 32 << 20, burst: 256 << 20 };
+/// Malformed frames after which a peer is not listened to for a while.
+pub const MALFORMED_PER_PEER: Rate = Rate { per_s: 1, burst: 16 };
+/// The same for a network (/24, IPv6: /48) together.
+pub const MALFORMED_PER_SUBNET: Rate = Rate { per_s: 1, burst: 64 };
+/// Peers and networks whose budgets are remembered, of each kind. All further ones share a budget.
+pub const BUDGET_KEYS_MAX: usize = 4096;
+/// Longest time for which somebody over its budget is refused, whatever it took.
+pub const DEBT_MAX: Duration = Duration::from_secs(60);
+/// Longest time that a request waits because its peer is over its budget; beyond that it is refused.
+pub const THROTTLE_MAX: Duration = Duration::from_secs(2);
 /// Accepted connections from one address from which on it must show that the address is its own.
 pub const CONNECTIONS_BEFORE_RETRY: usize = 8;
 /// Most lists of blocks, each of which is in memory whole, and snapshots on their way at once, over all peers.
@@ -138,6 +207,37 @@ pub const CELLS_QUEUED_MAX: usize = 2;
 
 /// Space that is always left free on a provider's disk, for metadata.
 pub const DISK_MARGIN_BYTES: u64 = 16 << 20;
+
+/// Memory of the program at rest: code, caches, RocksDB's buffers, a ledger and asks of a few thousand entries.
+const AT_REST_BYTES: usize = 96 << 20;
+/// What a session takes beside a frame: its task, its stream, its buffers.
+const SESSION_BYTES: usize = 32 << 10;
+/// What a connection takes beside its window: its state, its keys, what is to be sent again.
+const CONNECTION_BYTES: usize = 96 << 10;
+
+/// Most memory that peers can make this node use over direct connections, all bounds reached at once:
+///
+/// | what | how much |
+/// |---|---|
+/// | at rest | 96 MiB |
+/// | reads | [`READS_MAX`] x [`READ_BUFFERS_MAX`] buffers of 512 KiB, twice over, since threads pass them on and allocators take them back late: 384 MiB |
+/// | sessions | [`SESSIONS_MAX`] x ([`FRAME_MAX_BYTES`] + 32 KiB): 288 MiB |
+/// | connections | [`CONNECTIONS_MAX`] x ([`ACCEPTED_WINDOW_BYTES`] + 96 KiB): 304 MiB |
+/// | handshakes | [`HANDSHAKES_MAX`] x ([`INCOMING_BUFFER_BYTES`] + 96 KiB): 28 MiB |
+/// | index entries on their way | [`INDEX_TRANSFERS_MAX`] x 2 x 8 MiB: 128 MiB |
+/// | lists of blocks on their way | [`BLOCK_TRANSFERS_MAX`] x 2 x 2 x [`BLOCKS_PER_ANSWER_BYTES`]: 64 MiB |
+///
+/// Beyond that are shards being stored, which a funded deal pays for ([`BULK_WINDOW_BYTES`] a connection and a buffer a shard), and libp2p, whose
+/// connections end at [`LIBP2P_MEMORY_MAX_BYTES`] of the process's memory.
+pub fn memory_max_bytes() -> usize {
+    let reads = 2 * READS_MAX * READ_BUFFERS_MAX * crate::direct_io::BUFFER_BYTES;
+    let sessions = SESSIONS_MAX * (FRAME_MAX_BYTES + SESSION_BYTES);
+    let connections = CONNECTIONS_MAX * (ACCEPTED_WINDOW_BYTES as usize + CONNECTION_BYTES);
+    let handshakes = HANDSHAKES_MAX * (INCOMING_BUFFER_BYTES as usize + CONNECTION_BYTES);
+    let index = INDEX_TRANSFERS_MAX * 2 * (8 << 20);
+    let blocks = BLOCK_TRANSFERS_MAX * 2 * 2 * BLOCKS_PER_ANSWER_BYTES;
+    AT_REST_BYTES + reads + sessions + connections + handshakes + index + blocks
+}
 
 /// The time that a transfer of `bytes` bytes may take in all.
 pub fn bulk_timeout(bytes: u64) -> Duration {

@@ -155,7 +155,9 @@ async fn sequence(
         batch.extend(rest.map(|(tx, answer)| Submission { tx, answer }));
         let (at, by) = (chain.clone(), operator.clone());
         let made = tokio::task::spawn_blocking(move || at.make(unix_now_s(), txs, &by));
-        match made.await.expect("making a block does not panic") {
+        // It is cancelled when the node stops.
+        let Ok(made) = made.await else { return };
+        match made {
             Ok(outcomes) => {
                 let height = *chain.height().borrow();
                 for (answer, outcome) in answers.into_iter().zip(outcomes) {
@@ -249,7 +251,9 @@ impl Follower {
         for block in blocks {
             let chain = self.market.chain.clone();
             let taken = tokio::task::spawn_blocking(move || chain.accept(block));
-            if let Err(error) = taken.await.expect("replaying a block does not panic") {
+            // It is cancelled when the node stops.
+            let Ok(taken) = taken.await else { return false };
+            if let Err(error) = taken {
                 tracing::warn!(%node, %error, from, "a block is not taken");
                 break;
             }
@@ -277,7 +281,8 @@ impl Follower {
         };
         let chain = self.market.chain.clone();
         let taken = tokio::task::spawn_blocking(move || chain.restore(&header, entries));
-        match taken.await.expect("taking a snapshot does not panic") {
+        let Ok(taken) = taken.await else { return false };
+        match taken {
             Ok(()) => {
                 let height = *self.market.chain.height().borrow();
                 tracing::info!(%node, height, "the ledger begins with a snapshot");

@@ -8,6 +8,7 @@
 //! | `blobs` | name | this client's blobs |
 //! | `puts` | name, or name and segment | this client's unfinished uploads |
 //! | `fresh` | owner, root | a stored shard that no head covers |
+//! | `rot` | owner, root | that a shard was found to have rotted |
 //! | `deals` | side, deal | a deal, as this node keeps it as its client or its provider |
 //! | `sets` | deal, root | the shards under a deal's newest head, with their lengths |
 //! | `anchored` | deal, root, head's number | the shards under heads that the ledger has, with their lengths |
@@ -20,12 +21,17 @@
 //!
 //! Writes that are acknowledged to somebody are synced ([`Meta::commit`]); progress notes are not ([`Meta::note`]): they
 //! survive a killed process, and losing one in a power cut costs repeated work only.
+//!
+//! Damage is caught before anything is read from it: RocksDB checks what it reads, and [`guard`] what RocksDB would pass over.
 
-use std::path::Path;
+pub mod guard;
+
+use std::path::{Path, PathBuf};
+use std::sync::RwLock;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, Direction, IteratorMode, Options, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, IteratorMode, Options,
+    WriteBatch, WriteOptions,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use spare_proofs::encode::{from_bytes, to_bytes};
@@ -40,6 +46,7 @@ pub enum Table {
     Blobs,
     Puts,
     Fresh,
+    Rot,
     Deals,
     Sets,
     Anchored,
@@ -52,13 +59,14 @@ pub enum Table {
 }
 
 impl Table {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Shards,
         Self::Pending,
         Self::Index,
         Self::Blobs,
         Self::Puts,
         Self::Fresh,
+        Self::Rot,
         Self::Deals,
         Self::Sets,
         Self::Anchored,
@@ -78,6 +86,7 @@ impl Table {
             Self::Blobs => "blobs",
             Self::Puts => "puts",
             Self::Fresh => "fresh",
+            Self::Rot => "rot",
             Self::Deals => "deals",
             Self::Sets => "sets",
             Self::Anchored => "anchored",
@@ -94,11 +103,28 @@ impl Table {
 /// Longest stored record that is decoded.
 const RECORD_MAX_BYTES: usize = 128 << 20;
 
+/// What to do about a damaged store.
+const ADVICE: &str = "Nothing was changed. Check the disk, and put the folder back from a copy that was made while this node did not run. Without one, set up a node anew in another folder with --seed-file: a client gets everything back by `spare recover`, a provider begins anew";
+
 /// The metadata store failed or holds something that does not decode.
 #[derive(Debug, thiserror::Error)]
 pub enum MetaError {
+    /// The store cannot be opened.
+    #[error("the metadata store in {path} cannot be opened: {error}. {ADVICE}")]
+    Open {
+        /// Its folder.
+        path: PathBuf,
+        /// Why.
+        error: rocksdb::Error,
+    },
+    /// A file of the store is damaged.
+    #[error("the metadata store cannot be used: {0}. {ADVICE}")]
+    Guard(#[from] guard::GuardError),
+    /// The store is closed, since the node stops.
+    #[error("the node stops")]
+    Closed,
     /// RocksDB failed.
-    #[error("the metadata store failed: {0}")]
+    #[error("the metadata store failed: {0}{more}", more = if is_damage(.0) { DAMAGED } else { "" })]
     Store(#[from] rocksdb::Error),
     /// A record does not decode: the files were damaged, or written by a newer version.
     #[error("a record in table {table} does not decode; was it written by a newer version? ({error})")]
@@ -110,9 +136,19 @@ pub enum MetaError {
     },
 }
 
+/// What is added to an error that RocksDB words, when it is about damage.
+const DAMAGED: &str = ". A file of the store is damaged. Check the disk, and put the store's folder back from a copy that was made while this node did not run";
+
+fn is_damage(error: &rocksdb::Error) -> bool {
+    error.kind() == rocksdb::ErrorKind::Corruption
+}
+
 /// The open metadata store.
 pub struct Meta {
     db: DB,
+    dir: PathBuf,
+    /// Whether nothing may be written any more. Read by whoever writes, for as long as that takes.
+    closed: RwLock<bool>,
 }
 
 /// Writes that take effect together.
@@ -160,6 +196,9 @@ impl Meta {
     /// # Errors
     /// [`MetaError`], also when another process has it open.
     pub fn open(dir: &Path) -> Result<Self, MetaError> {
+        guard::check_is_there(dir)?;
+        guard::check_sum(dir)?;
+        guard::check_logs(dir)?;
         let cache = Cache::new_lru_cache(4 << 20);
         let mut blocks = BlockBasedOptions::default();
         blocks.set_block_cache(&cache);
@@ -173,6 +212,9 @@ impl Meta {
         options.set_max_total_wal_size(16 << 20);
         options.set_max_background_jobs(2);
         options.set_paranoid_checks(true);
+        // A log that was torn by a crash is taken up to there, and nothing after it. What else a damaged log can be, `guard` looks at.
+        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        options.set_track_and_verify_wals_in_manifest(true);
         options.set_stats_dump_period_sec(0);
         let tables = Table::ALL.map(|table| {
             let mut options = Options::default();
@@ -184,7 +226,23 @@ impl Meta {
             });
             ColumnFamilyDescriptor::new(table.name(), options)
         });
-        Ok(Self { db: DB::open_cf_descriptors(&options, dir, tables)? })
+        let opened = DB::open_cf_descriptors(&options, dir, tables);
+        let db = opened.map_err(|error| MetaError::Open { path: dir.to_owned(), error })?;
+        Ok(Self { db, dir: dir.to_owned(), closed: RwLock::new(false) })
+    }
+
+    /// Closes the store in good order: nothing can be written any more, and damage to its files will be noticed. Blocks.
+    ///
+    /// # Errors
+    /// [`MetaError`]; the store is closed all the same.
+    pub fn close(&self) -> Result<(), MetaError> {
+        let mut closed = self.closed.write().expect("no holder panics");
+        if std::mem::replace(&mut *closed, true) {
+            return Ok(());
+        }
+        self.db.cancel_all_background_work(true);
+        self.db.flush_wal(true)?;
+        Ok(guard::leave_sum(&self.dir)?)
     }
 
     fn table(&self, table: Table) -> &rocksdb::ColumnFamily {
@@ -192,6 +250,12 @@ impl Meta {
     }
 
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), MetaError> {
+        let closed = self.closed.read().expect("no holder panics");
+        if *closed {
+            return Err(MetaError::Closed);
+        }
+        // What others write meanwhile comes before or after all of this batch.
+        let synced_up_to = self.db.latest_sequence_number() + batch.0.len() as u64;
         let mut writes = WriteBatch::default();
         for change in &batch.0 {
             match change {
@@ -204,7 +268,12 @@ impl Meta {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        Ok(self.db.write_opt(writes, &options)?)
+        self.db.write_opt(writes, &options)?;
+        if sync {
+            let state = self.table(Table::State);
+            self.db.put_cf(state, guard::SEAL_KEY, synced_up_to.to_le_bytes())?;
+        }
+        Ok(())
     }
 
     /// Writes a batch and returns once it is durable.

@@ -1,8 +1,9 @@
 //! A running node: all parts put together, and the background work between them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -30,8 +31,9 @@ use crate::frames::PROTOCOL;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
 use crate::market::{Follower, Market, Wallet};
-use crate::meta::Meta;
+use crate::meta::{Batch, Meta, Table};
 use crate::peers::{Credentials, Peers};
+use crate::scrub::Scrub;
 use crate::shards::Volume;
 use crate::standings::Standings;
 use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key};
@@ -45,6 +47,8 @@ const ASK_LIFE_S: u64 = 600;
 const TICKET_PROVIDERS_MAX: usize = 12;
 /// How often index copies are brought up to date and garbage is collected.
 const TIDY_INTERVAL: Duration = Duration::from_secs(15);
+
+const SETTINGS_KEY: &[u8] = b"settings of the last run";
 
 /// A running node.
 pub struct Node {
@@ -66,12 +70,17 @@ pub struct Node {
     pub challenger: Arc<Challenger>,
     /// Deals of which it is the provider, if it offers any.
     pub earner: Option<Arc<Earner>>,
+    /// Reads stored shards again to find rot, if there are any.
+    pub scrub: Option<Arc<Scrub>>,
     /// Bytes over the wire.
     pub traffic: Arc<Traffic>,
     /// Who is connected and where it listens.
     pub addresses: Arc<Addresses>,
     /// When it started.
     pub started: Instant,
+    /// What of its own files needs attention.
+    pub file_alerts: Mutex<Vec<String>>,
+    meta: Arc<Meta>,
     direct: Arc<Direct>,
     node_key: SigningSecret,
     book: Arc<AskBook>,
@@ -172,6 +181,11 @@ impl Node {
             Earner::open(identity.account, identity.node_key(), offer, meta.clone(), chain.clone(), volume)
         };
         let earner = volume.map(open_earner).transpose()?.map(Arc::new);
+        let (rate, days) = (config.provide.scrub_rate.0, config.provide.scrub_days);
+        let open_scrub = |earner: &Arc<Earner>| {
+            Scrub::new(earner.volume().clone(), meta.clone(), traffic.clone(), rate, days)
+        };
+        let scrub = earner.as_ref().map(open_scrub).transpose()?.map(Arc::new);
         let answerer = Arc::new(Answerer::new(
             identity.network,
             identity.node_key(),
@@ -199,6 +213,7 @@ impl Node {
             client.peers.clone(),
             wallet.clone(),
         )?);
+        let file_alerts = Mutex::new(home.seed_fault(&identity.account).into_iter().collect());
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
@@ -210,9 +225,12 @@ impl Node {
             genesis,
             challenger,
             earner,
+            scrub,
             traffic,
             addresses,
             started: Instant::now(),
+            file_alerts,
+            meta,
             direct,
             book,
             discovery,
@@ -226,6 +244,9 @@ impl Node {
             tokio::spawn(earner.run(node.wallet.clone()));
         }
         tokio::spawn(node.challenger.clone().run());
+        if let Some(scrub) = node.scrub.clone() {
+            tokio::spawn(scrub.run());
+        }
         if !node.market.is_here() {
             tokio::spawn(node.follower.clone().run());
         }
@@ -363,9 +384,38 @@ impl Node {
         }
     }
 
-    /// Tells peers that this node stops.
+    /// Compares the settings in the file with those of the last run: nobody can tell a flipped bit in a number from a change that was meant, but whoever
+    /// made none can.
+    pub fn compare_settings(&self, in_file: BTreeMap<String, String>) {
+        let known: Option<BTreeMap<String, String>> = match self.meta.get(Table::State, SETTINGS_KEY) {
+            Ok(known) => known,
+            Err(error) => return tracing::error!(%error, "the last run's settings cannot be read"),
+        };
+        let known = known.unwrap_or_else(|| in_file.clone());
+        for key in known.keys().chain(in_file.keys()).collect::<BTreeSet<_>>() {
+            let (was, is) = (known.get(key), in_file.get(key));
+            if was != is {
+                let show = |value: Option<&String>| value.map_or("not set", String::as_str).to_owned();
+                let change = format!("config.toml: {key} was {}, and is {}", show(was), show(is));
+                tracing::warn!("{change}");
+                let alert = format!("{change}, since this start. If nobody changed it, the file is damaged");
+                self.file_alerts.lock().expect("no holder panics").push(alert);
+            }
+        }
+        if let Err(error) = self.meta.note(Batch::default().put(Table::State, SETTINGS_KEY, &in_file)) {
+            tracing::error!(%error, "the settings cannot be remembered");
+        }
+    }
+
+    /// Tells peers that this node stops, and closes its store.
     pub async fn close(&self) {
         tokio::join!(self.direct.close(), self.discovery.close());
+        let meta = self.meta.clone();
+        match tokio::task::spawn_blocking(move || meta.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the metadata store was not closed in good order"),
+            Err(error) => tracing::error!(%error, "closing the metadata store ended abnormally"),
+        }
     }
 }
 

@@ -11,7 +11,11 @@
 //! record, or a file that the next start removes by its note; files are never walked. That write is not synced: a shard counts as placed only
 //! once a head covers it, and the head's write, which is, comes after it in the same log. Until then it is *fresh*, and can go away again.
 //!
+//! **Rot** is noted by whoever reads it, and refused from then on: [`rot`].
+//!
 //! **Used room** is what `du` counts for the volume: allocated blocks of files and folders, not lengths.
+
+pub mod rot;
 
 use std::fs::{self, File};
 use std::io;
@@ -28,6 +32,8 @@ use spare_proofs::tree::{GROUP_BYTES, Root, Tree, TreeHasher};
 use crate::direct_io::{BUFFER_BYTES, BufferPool, DirectReader, DirectWriter, Filled};
 use crate::limits::DISK_MARGIN_BYTES;
 use crate::meta::{Batch, Meta, MetaError, Table};
+
+pub use rot::{Rot, Rotten};
 
 /// Unit of `st_blocks`, whatever the file system's own block size (POSIX leaves it open, Linux fixes it).
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -79,6 +85,9 @@ pub enum ShardError {
     /// The file is shorter than its record says, or its bytes are not the shard's.
     #[error("the shard's file is damaged: {0}")]
     Damaged(String),
+    /// The shard was found to have rotted before.
+    #[error("the shard has rotted on disk: {0}")]
+    Rotten(String),
     /// The folder is not the one that the records are about.
     #[error(
         "it is not the folder that this node kept its shards in: {0}. Is its disk mounted, and is provide.dir right? To start over with an empty folder, set up a new node"
@@ -138,15 +147,18 @@ const VOLUME_ID_FILE: &str = "id";
 /// folder and a store that are both new are tied.
 fn check_volume_id(dir: &Path, meta: &Meta) -> Result<(), ShardError> {
     let file = dir.join(VOLUME_ID_FILE);
-    let there = match fs::read_to_string(&file) {
-        Ok(text) => Some(text.trim().to_owned()),
+    // What is not text is no id that any node made.
+    let there = match fs::read(&file) {
+        Ok(text) => Some(String::from_utf8_lossy(&text).trim().to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
     let known: Option<String> = meta.get(Table::State, VOLUME_ID_KEY)?;
     match (there, known) {
         (Some(there), Some(known)) if there == known => Ok(()),
-        (Some(_), Some(_)) => Err(ShardError::OtherVolume("another node's shards are in it")),
+        (Some(_), Some(_)) => {
+            Err(ShardError::OtherVolume("another node's shards are in it, or its file named id is damaged"))
+        }
         (None, Some(_)) => Err(ShardError::OtherVolume("it has no file named id")),
         // Cut short between the two.
         (Some(there), None) if !dir.join("shards").exists() => {
@@ -293,24 +305,35 @@ impl Volume {
     /// The shard `root` of `owner`, opened, or [`ShardError::NotHere`].
     ///
     /// # Errors
-    /// [`ShardError`]; `Damaged` when the file does not fit its record.
-    pub fn open_shard(&self, owner: &PublicKey, root: &Root) -> Result<OpenShard, ShardError> {
-        let ShardRecord::V1 { shard_bytes, .. } = self.record(owner, root)?.ok_or(ShardError::NotHere)?;
-        let file = match DirectReader::open(&self.path(owner, root), &self.buffers) {
-            // Deleted just now.
-            Err(_) if self.record(owner, root)?.is_none() => return Err(ShardError::NotHere),
-            opened => opened.map_err(|e| ShardError::Damaged(e.to_string()))?,
-        };
-        let tree = read_tree(&file, shard_bytes, *root)?;
-        Ok(OpenShard { file, tree })
+    /// [`ShardError`]; `Damaged` when the file does not fit its record, `Rotten` when that is known from before.
+    pub fn open_shard(self: &Arc<Self>, owner: &PublicKey, root: &Root) -> Result<OpenShard, ShardError> {
+        match self.rot(owner, root)? {
+            Some(Rot::V1 { why, .. }) => Err(ShardError::Rotten(why)),
+            None => self.open_to_check(owner, root),
+        }
     }
 
-    /// Whether the shard `root` of `owner` is on record.
+    /// The record of the shard `root` of `owner`, if it is here and not known to have rotted.
     ///
     /// # Errors
     /// When the metadata store fails.
     pub fn record(&self, owner: &PublicKey, root: &Root) -> Result<Option<ShardRecord>, MetaError> {
-        self.meta.get(Table::Shards, &shard_key(owner, root))
+        let key = shard_key(owner, root);
+        if self.meta.has(Table::Rot, &key)? { Ok(None) } else { self.meta.get(Table::Shards, &key) }
+    }
+
+    /// The shard on record after the one with this key, in order of keys.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn next_shard(&self, after: &[u8]) -> Result<Option<(Vec<u8>, ShardRecord)>, MetaError> {
+        let mut next = None;
+        let start = (!after.is_empty()).then(|| [after, &[0]].concat());
+        self.meta.scan_from::<ShardRecord>(Table::Shards, b"", start.as_deref(), |key, record| {
+            next = Some((key.to_vec(), record));
+            std::ops::ControlFlow::Break(())
+        })?;
+        Ok(next)
     }
 
     /// Deletes a shard that no head covers, if that is so since unix time `until_s` or longer. Returns the disk given back, 0 when there is
@@ -332,6 +355,7 @@ impl Volume {
         let name = file_name(owner, root);
         let mut batch = Batch::default();
         batch.delete(Table::Shards, &key).delete(Table::Fresh, &key);
+        self.heal(&key, &mut batch)?;
         batch.put(Table::Pending, name.as_bytes(), &key);
         self.meta.commit(batch.add(Table::State, USED_KEY, -(disk_bytes as i64)))?;
         match remove_durably(&self.path(owner, root)) {
@@ -408,7 +432,8 @@ impl Incoming {
         written.map_err(|e| full_or(e, self.reservation.bytes))
     }
 
-    /// Makes the shard's file durable, puts it on record as fresh, and returns its root, and whether it was not here before. Blocks.
+    /// Makes the shard's file durable, puts it on record as fresh, and returns its root, and whether it was not here before. One that had rotted
+    /// is healed. Blocks.
     ///
     /// # Errors
     /// When the disk or the metadata store fails. Nothing is on record then; a file that was renamed already is removed at the next start.
@@ -427,10 +452,17 @@ impl Incoming {
         let _one_at_a_time = volume.change(&root);
         let key = shard_key(owner, &root);
         let fresh = Fresh::V1 { since_s: now_s, shard_bytes: self.shard_bytes };
-        if volume.meta.has(Table::Shards, &key)? {
+        if let Some(old) = volume.meta.get::<ShardRecord>(Table::Shards, &key)? {
+            let mut batch = Batch::default();
             // One that is about to be deleted stays.
             if volume.meta.has(Table::Fresh, &key)? {
-                volume.meta.note(Batch::default().put(Table::Fresh, &key, &fresh))?;
+                batch.put(Table::Fresh, &key, &fresh);
+            }
+            if volume.heal(&key, &mut batch)? {
+                self.replace(&volume, &root, owner, &old, file_disk_bytes, now_s, &mut batch)?;
+            }
+            if !batch.is_empty() {
+                volume.meta.note(&batch)?;
             }
             return Ok((root, false));
         }
@@ -450,6 +482,30 @@ impl Incoming {
         volume.folder_bytes[usize::from(root.as_bytes()[0])]
             .store(disk_bytes(&folder.metadata()?), Ordering::Relaxed);
         Ok((root, true))
+    }
+
+    /// Puts the file in the place of one that rotted. Should a power cut take the write that goes with it, the next check finds the shard whole.
+    #[expect(clippy::too_many_arguments, reason = "one step of a commit, with what it has at hand")]
+    fn replace(
+        &self,
+        volume: &Volume,
+        root: &Root,
+        owner: &PublicKey,
+        old: &ShardRecord,
+        disk_bytes: u64,
+        stored_s: u64,
+        batch: &mut Batch,
+    ) -> Result<(), ShardError> {
+        let path = volume.path(owner, root);
+        fs::rename(&self.path.0, &path)?;
+        File::open(path.parent().expect("a shard lies in a folder"))?.sync_all()?;
+        let ShardRecord::V1 { disk_bytes: old_bytes, .. } = old;
+        let record = ShardRecord::V1 { shard_bytes: self.shard_bytes, disk_bytes, stored_s };
+        batch.put(Table::Shards, &shard_key(owner, root), &record);
+        batch.add(Table::State, USED_KEY, disk_bytes as i64 - *old_bytes as i64);
+        volume.used_bytes.fetch_add(disk_bytes, Ordering::Relaxed);
+        volume.used_bytes.fetch_sub(*old_bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -476,6 +532,9 @@ pub const READ_MAX_BYTES: usize = BUFFER_BYTES;
 pub struct OpenShard {
     file: DirectReader,
     tree: Tree,
+    volume: Arc<Volume>,
+    owner: PublicKey,
+    record: ShardRecord,
 }
 
 impl OpenShard {
@@ -488,18 +547,24 @@ impl OpenShard {
     /// one's hash. Blocks.
     ///
     /// # Errors
-    /// [`ShardError::Damaged`] when the file's bytes are not the shard's.
+    /// [`ShardError::Damaged`] when the file's bytes are not the shard's. That is noted.
     ///
     /// # Panics
     /// When the range is longer than [`READ_MAX_BYTES`].
     pub fn read_groups(&self, range: Range<u64>) -> Result<(Filled, Vec<[u8; 32]>), ShardError> {
-        let damaged = |e: &dyn std::fmt::Display| ShardError::Damaged(e.to_string());
+        self.read_checked(range).inspect_err(|error| {
+            self.volume.note_if_rot(&self.owner, &self.tree.root(), &self.record, error);
+        })
+    }
+
+    fn read_checked(&self, range: Range<u64>) -> Result<(Filled, Vec<[u8; 32]>), ShardError> {
         let len = (range.end - range.start) as usize;
         assert!(len <= READ_MAX_BYTES, "a read fits a buffer");
-        let bytes = self.file.read(range.start, len).map_err(|e| damaged(&e))?;
+        let bytes = self.file.read(range.start, len).map_err(|e| rot::damaged(&e))?;
         let offsets = range.step_by(GROUP_BYTES);
-        let verify =
-            |(offset, group): (u64, &[u8])| self.tree.verify_group(offset, group).map_err(|e| damaged(&e));
+        let verify = |(offset, group): (u64, &[u8])| {
+            self.tree.verify_group(offset, group).map_err(|e| ShardError::Damaged(e.to_string()))
+        };
         let hashes = offsets.zip(bytes.as_ref().chunks(GROUP_BYTES)).map(verify).collect::<Result<_, _>>()?;
         Ok((bytes, hashes))
     }
@@ -659,10 +724,63 @@ mod tests {
             bad[position] ^= 1;
             fs::write(&path, &bad).unwrap();
             let served =
-                volume.open_shard(&OWNER, &root).and_then(|shard| shard.read_groups(0..40_000).map(drop));
+                volume.open_to_check(&OWNER, &root).and_then(|shard| shard.read_groups(0..40_000).map(drop));
             assert!(matches!(served, Err(ShardError::Damaged(_))), "bit at {position}");
         }
         fs::write(&path, &good[..100]).unwrap();
-        assert!(matches!(volume.open_shard(&OWNER, &root), Err(ShardError::Damaged(_))), "cut short");
+        assert!(matches!(volume.open_to_check(&OWNER, &root), Err(ShardError::Damaged(_))), "cut short");
+    }
+
+    #[test]
+    fn rot_is_remembered_refused_and_healed_by_storing_again() {
+        let Fixture { dir, volume } = fixture(1 << 30);
+        let bytes = vec![3; 40_000];
+        let root = store(&volume, &bytes).unwrap();
+        store(&volume, b"another").unwrap();
+        let used = volume.room().used_bytes;
+        let path = volume.path(&OWNER, &root);
+        let good = fs::read(&path).unwrap();
+        let flip = |at: usize| {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+        };
+        flip(20_000);
+        let shard = volume.open_shard(&OWNER, &root).unwrap();
+        shard.read_groups(0..GROUP_BYTES as u64).unwrap();
+        assert_eq!(volume.rotten_shards().unwrap(), 0, "the groups that were read are good");
+        assert!(matches!(shard.read_groups(0..40_000), Err(ShardError::Damaged(_))));
+        drop(shard);
+        // Also after a restart, and whatever is asked for.
+        drop(volume);
+        let volume = open(dir.path(), 1 << 30);
+        assert!(matches!(volume.open_shard(&OWNER, &root), Err(ShardError::Rotten(_))));
+        assert!(volume.record(&OWNER, &root).unwrap().is_none(), "it does not count as held");
+        let rotten = volume.rotten(None, 10).unwrap();
+        assert_eq!((rotten.len(), rotten[0].root, volume.rotten_shards().unwrap()), (1, root, 1));
+        assert!(volume.rotten(Some(&shard_key(&OWNER, &root)), 10).unwrap().is_empty());
+        // Storing again replaces the file.
+        assert_eq!(store(&volume, &bytes).unwrap(), root);
+        let whole = volume.open_shard(&OWNER, &root).unwrap().read_groups(0..40_000).unwrap();
+        assert!(whole.0.as_ref() == bytes);
+        assert_eq!((volume.rotten_shards().unwrap(), volume.room().used_bytes), (0, used));
+        // One that is whole after all, for instance once a cable is fixed, is forgotten by whoever checks it.
+        flip(39_999);
+        assert!(volume.open_shard(&OWNER, &root).unwrap().read_groups(0..40_000).is_err());
+        fs::write(&path, &good).unwrap();
+        volume.open_to_check(&OWNER, &root).unwrap().read_groups(0..40_000).unwrap();
+        volume.note_whole(&OWNER, &root).unwrap();
+        volume.open_shard(&OWNER, &root).unwrap();
+        // A deleted shard's rot goes with it.
+        flip(0);
+        assert!(volume.open_shard(&OWNER, &root).unwrap().read_groups(0..40_000).is_err());
+        assert!(volume.delete(&OWNER, &root, u64::MAX).unwrap() > 0);
+        assert_eq!(volume.rotten_shards().unwrap(), 0);
+        // A disk that is gone is not rot.
+        let root = store(&volume, b"third").unwrap();
+        fs::rename(volume.dir.join("id"), volume.dir.join("elsewhere")).unwrap();
+        fs::remove_file(volume.path(&OWNER, &root)).unwrap();
+        assert!(matches!(volume.open_shard(&OWNER, &root), Err(ShardError::Damaged(_))));
+        assert_eq!(volume.rotten_shards().unwrap(), 0);
     }
 }

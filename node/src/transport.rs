@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libp2p::PeerId;
@@ -19,11 +19,15 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn_proto::HashedConnectionIdGenerator;
 use spare_market::keys::PublicKey;
+use spare_market::placement::Subnet;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 
+use crate::budget::Budgets;
 use crate::limits::{
-    CONNECTIONS_BEFORE_RETRY, CONNECTIONS_MAX, CONNECTIONS_PER_IP_MAX, DIAL_TIMEOUT, HELLO_TIMEOUT,
-    IDLE_TIMEOUT, STREAMS_PER_CONNECTION_MAX, count_down,
+    ACCEPTED_WINDOW_BYTES, BUDGET_KEYS_MAX, BULK_WINDOW_BYTES, CONNECTIONS_BEFORE_RETRY, CONNECTIONS_MAX,
+    CONNECTIONS_PER_IP_MAX, DEBT_MAX, DIAL_TIMEOUT, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX,
+    HANDSHAKES_PER_SUBNET, HANDSHAKES_PER_SUBNET_MAX, HELLO_TIMEOUT, IDLE_TIMEOUT, INCOMING_BUFFER_BYTES,
+    STREAMS_PER_CONNECTION_MAX, count_down,
 };
 
 const ALPN: &[u8] = b"spare/1";
@@ -53,6 +57,8 @@ pub struct Wire {
     pub remote_ip: IpAddr,
     /// Shared by all wires of a connection, which so knows whether any is in use.
     _in_use: Option<Arc<()>>,
+    /// The connection, if it is a direct one that was accepted.
+    accepted: Option<quinn::Connection>,
 }
 
 impl Wire {
@@ -68,12 +74,25 @@ impl Wire {
         Self {
             recv: BufReader::with_capacity(
                 READ_BUFFER_BYTES,
-                Counted { inner: recv, traffic: traffic.clone() },
+                Counted { inner: recv, traffic: traffic.clone(), moved_bytes: 0 },
             ),
-            send: Counted { inner: send, traffic: traffic.clone() },
+            send: Counted { inner: send, traffic: traffic.clone(), moved_bytes: 0 },
             peer,
             remote_ip,
             _in_use: None,
+            accepted: None,
+        }
+    }
+
+    /// Bytes that went over it, either way.
+    pub fn moved_bytes(&self) -> u64 {
+        self.recv.get_ref().moved_bytes + self.send.moved_bytes
+    }
+
+    /// Lets the peer send far ahead from now on: something long was agreed on.
+    pub fn expect_bulk(&self) {
+        if let Some(connection) = &self.accepted {
+            connection.set_receive_window(BULK_WINDOW_BYTES.into());
         }
     }
 }
@@ -120,7 +139,7 @@ impl Counted<SendHalf> {
     /// # Errors
     /// When the stream fails.
     pub async fn write_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.traffic.sent_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.count_sent(bytes.len());
         match &mut self.inner {
             SendHalf::Direct(stream) => Ok(stream.write_chunk(bytes).await?),
             SendHalf::Other(stream) => stream.write_all(&bytes).await,
@@ -134,8 +153,7 @@ impl Counted<SendHalf> {
     /// # Errors
     /// When the stream fails.
     pub async fn write_pieces(&mut self, pieces: &mut [Bytes]) -> io::Result<()> {
-        let bytes: usize = pieces.iter().map(Bytes::len).sum();
-        self.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.count_sent(pieces.iter().map(Bytes::len).sum());
         match &mut self.inner {
             SendHalf::Direct(stream) => Ok(stream.write_all_chunks(pieces).await?),
             SendHalf::Other(stream) => {
@@ -152,6 +170,14 @@ impl Counted<SendHalf> {
 pub struct Counted<S> {
     inner: S,
     traffic: Arc<Traffic>,
+    moved_bytes: u64,
+}
+
+impl<S> Counted<S> {
+    fn count_sent(&mut self, bytes: usize) {
+        self.moved_bytes += bytes as u64;
+        self.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -162,7 +188,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
-        self.traffic.received_bytes.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        let read = (buf.filled().len() - before) as u64;
+        self.moved_bytes += read;
+        self.traffic.received_bytes.fetch_add(read, Ordering::Relaxed);
         poll
     }
 }
@@ -171,7 +199,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, buf);
         if let Poll::Ready(Ok(written)) = &poll {
-            self.traffic.sent_bytes.fetch_add(*written as u64, Ordering::Relaxed);
+            self.count_sent(*written);
         }
         poll
     }
@@ -223,17 +251,21 @@ pub enum DialError {
 
 /// The transport settings of direct connections; the benchmark's raw connections use the same.
 pub fn transport_config() -> Arc<quinn::TransportConfig> {
+    Arc::new(transport_with(BULK_WINDOW_BYTES))
+}
+
+fn transport_with(receive_window: u32) -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(STREAMS_PER_CONNECTION_MAX.into())
         .max_concurrent_uni_streams(0u32.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window((2u32 << 20).into())
-        .receive_window((8u32 << 20).into())
+        .receive_window(receive_window.into())
         .send_window(1 << 20)
         .keep_alive_interval(Some(Duration::from_secs(3)))
         .max_idle_timeout(Some(Duration::from_secs(8).try_into().expect("8 s fit")));
-    Arc::new(transport)
+    transport
 }
 
 /// An endpoint's settings. A node that was killed and started anew ends the connections of its last process as soon as their peers send
@@ -277,8 +309,34 @@ pub struct Direct {
     traffic: Arc<Traffic>,
     /// Open connections by peer, for asking.
     connections: tokio::sync::Mutex<HashMap<PublicKey, quinn::Connection>>,
-    /// Accepted connections by address, for limits.
-    accepted: Mutex<HashMap<IpAddr, usize>>,
+    /// Accepted connections, for limits.
+    accepted: Mutex<Accepted>,
+    started: Instant,
+}
+
+/// Accepted connections.
+struct Accepted {
+    by_ip: HashMap<IpAddr, usize>,
+    /// Those whose handshake is not finished.
+    handshakes: HashMap<Subnet, usize>,
+    /// Connections that were begun.
+    begun: Budgets<Subnet>,
+    /// All of them together.
+    begun_in_all: Budgets<()>,
+}
+
+impl Default for Accepted {
+    fn default() -> Self {
+        let begun = Budgets::new(HANDSHAKES_PER_SUBNET, BUDGET_KEYS_MAX, DEBT_MAX);
+        let begun_in_all = Budgets::new(HANDSHAKES_BEFORE_RETRY, 1, DEBT_MAX);
+        Self { by_ip: HashMap::new(), handshakes: HashMap::new(), begun, begun_in_all }
+    }
+}
+
+impl Accepted {
+    fn handshakes(&self) -> usize {
+        self.handshakes.values().sum()
+    }
 }
 
 impl Direct {
@@ -292,7 +350,13 @@ impl Direct {
         tls.key_log = Arc::new(rustls::NoKeyLog);
         let tls = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        server.transport_config(transport_config()).migration(false).max_incoming(CONNECTIONS_MAX);
+        // Whoever connects may send little before something long is agreed on: `Wire::expect_bulk`.
+        server
+            .transport_config(Arc::new(transport_with(ACCEPTED_WINDOW_BYTES)))
+            .migration(false)
+            .max_incoming(HANDSHAKES_MAX)
+            .incoming_buffer_size(INCOMING_BUFFER_BYTES)
+            .incoming_buffer_size_total(HANDSHAKES_MAX as u64 * INCOMING_BUFFER_BYTES);
         let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
         // The kernel may grant less; more buffer means fewer losses when the process is busy.
         let _ = socket.set_recv_buffer_size(4 << 20);
@@ -307,6 +371,7 @@ impl Direct {
             traffic,
             connections: tokio::sync::Mutex::default(),
             accepted: Mutex::default(),
+            started: Instant::now(),
         })
     }
 
@@ -331,7 +396,10 @@ impl Direct {
             None => {
                 let dials = addrs.iter().map(|addr| Box::pin(self.connect(node, *addr)));
                 let (connection, _) = futures::future::select_ok(dials).await?;
-                self.connections.lock().await.insert(*node, connection.clone());
+                let mut connections = self.connections.lock().await;
+                // Those that ended are of no more use.
+                connections.retain(|_, standing| standing.close_reason().is_none());
+                connections.insert(*node, connection.clone());
                 connection
             }
         };
@@ -366,45 +434,63 @@ impl Direct {
     pub async fn accept(self: Arc<Self>, serve: impl Fn(Wire) + Clone + Send + 'static) {
         while let Some(incoming) = self.endpoint.accept().await {
             let ip = incoming.remote_address().ip();
-            let crowded = self.accepted_from(ip) >= CONNECTIONS_BEFORE_RETRY
-                || self.endpoint.open_connections() > CONNECTIONS_MAX / 2;
-            if !incoming.remote_address_validated() && crowded {
+            if !incoming.remote_address_validated() && self.is_crowded(ip) {
                 // Make the sender show that the address is its own, so that nobody uses up another's connections.
                 let _ = incoming.retry();
                 continue;
             }
             let Some(slot) = self.slot(ip) else {
-                incoming.refuse();
+                // Silence costs less than a refusal, and whoever means well tries again.
+                incoming.ignore();
                 continue;
             };
             let (this, serve) = (self.clone(), serve.clone());
             tokio::spawn(async move {
-                if let Err(error) = this.serve_connection(incoming, serve).await {
+                if let Err(error) = this.serve_connection(incoming, slot, serve).await {
                     tracing::debug!(%ip, %error, "a direct connection ended");
                 }
-                drop(slot);
             });
         }
     }
 
+    /// Whether so many connections stand or are being made that an address has to be shown to be its sender's.
+    fn is_crowded(&self, ip: IpAddr) -> bool {
+        let accepted = self.accepted.lock().expect("no holder panics");
+        accepted.by_ip.get(&ip).copied().unwrap_or(0) >= CONNECTIONS_BEFORE_RETRY
+            || !accepted.begun_in_all.owed(&(), self.started.elapsed()).is_zero()
+            || accepted.handshakes() > HANDSHAKES_MAX / 2
+            || self.endpoint.open_connections() > CONNECTIONS_MAX / 2
+    }
+
     fn slot(self: &Arc<Self>, ip: IpAddr) -> Option<Slot> {
+        let subnet = Subnet::from(ip);
         let mut accepted = self.accepted.lock().expect("no holder panics");
-        let total: usize = accepted.values().sum();
-        let count = accepted.get(&ip).copied().unwrap_or(0);
-        if total >= CONNECTIONS_MAX || count >= CONNECTIONS_PER_IP_MAX {
+        let total: usize = accepted.by_ip.values().sum();
+        let from_ip = accepted.by_ip.get(&ip).copied().unwrap_or(0);
+        let from_subnet = accepted.handshakes.get(&subnet).copied().unwrap_or(0);
+        let is_full = total >= CONNECTIONS_MAX
+            || from_ip >= CONNECTIONS_PER_IP_MAX
+            || from_subnet >= HANDSHAKES_PER_SUBNET_MAX
+            || accepted.handshakes() >= HANDSHAKES_MAX;
+        if is_full || !accepted.begun.take(subnet, 1, self.started.elapsed()) {
             return None;
         }
-        accepted.insert(ip, count + 1);
-        Some(Slot { direct: self.clone(), ip })
+        let now = self.started.elapsed();
+        accepted.begun_in_all.charge((), 1, now);
+        accepted.by_ip.insert(ip, from_ip + 1);
+        accepted.handshakes.insert(subnet, from_subnet + 1);
+        Some(Slot { direct: self.clone(), ip, is_handshake: true })
     }
 
-    fn accepted_from(&self, ip: IpAddr) -> usize {
-        self.accepted.lock().expect("no holder panics").get(&ip).copied().unwrap_or(0)
-    }
-
-    async fn serve_connection(&self, incoming: quinn::Incoming, serve: impl Fn(Wire)) -> anyhow::Result<()> {
+    async fn serve_connection(
+        &self,
+        incoming: quinn::Incoming,
+        mut slot: Slot,
+        serve: impl Fn(Wire),
+    ) -> anyhow::Result<()> {
         let ip = incoming.remote_address().ip();
         let connection = tokio::time::timeout(HELLO_TIMEOUT, incoming.accept()?).await??;
+        slot.shook_hands();
         let peer =
             proven_peer(&connection).ok_or_else(|| anyhow::anyhow!("the peer showed no ed25519 node key"))?;
         let in_use = Arc::new(());
@@ -418,7 +504,7 @@ impl Direct {
             };
             let (send, recv) = accepted?;
             let wire = Wire::new(recv, SendHalf::Direct(send), peer, ip, &self.traffic);
-            serve(Wire { _in_use: Some(in_use.clone()), ..wire });
+            serve(Wire { _in_use: Some(in_use.clone()), accepted: Some(connection.clone()), ..wire });
         }
     }
 
@@ -443,11 +529,23 @@ impl Direct {
 struct Slot {
     direct: Arc<Direct>,
     ip: IpAddr,
+    is_handshake: bool,
+}
+
+impl Slot {
+    /// The handshake is finished.
+    fn shook_hands(&mut self) {
+        if std::mem::take(&mut self.is_handshake) {
+            let mut accepted = self.direct.accepted.lock().expect("no holder panics");
+            count_down(&mut accepted.handshakes, &Subnet::from(self.ip));
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        count_down(&mut self.direct.accepted.lock().expect("no holder panics"), &self.ip);
+        self.shook_hands();
+        count_down(&mut self.direct.accepted.lock().expect("no holder panics").by_ip, &self.ip);
     }
 }
 

@@ -1,19 +1,25 @@
 //! Fuzz targets, one a decoder of bytes that come from outside. Each takes any bytes and must not panic; where bytes decode, encoding
 //! the value gives the same bytes back.
 //!
-//! `tests/tests/decoders.rs` runs them on generated input in every test run.
+//! `tests/tests/decoders.rs` runs them on generated input in every test run, and for as long as `SPARE_FUZZ_SECONDS` says. Inputs are drawn, and not led by
+//! what the code does with them.
 
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use libp2p::Multiaddr;
+use reqwest::header::{HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use serde::{Serialize, de::DeserializeOwned};
 use spare::catalog::{BlobEntry, Change};
-use spare::frames::{Hello, Request, Response, encode};
+use spare::frames::{DealState, Hello, Request, Response, encode, read_body, read_frame};
 use spare::home::{Identity, Ticket};
-use spare_market::amount::{Amount, StorageDue, StoragePrice};
+use spare_market::amount::{Amount, ReadPrice, StorageDue, StoragePrice};
 use spare_market::ask::Ask;
 use spare_market::block::{Block, Header, Ledger, Operator};
-use spare_market::deal::{DealId, Terms};
+use spare_market::deal::{DealId, Terms, TermsV1};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
 use spare_market::head::{FullHead, Head, HeadV1};
@@ -24,6 +30,7 @@ use spare_market::placement::Placement;
 use spare_market::receipt::{ReadAnswer, Receipt};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::state::{Entry, Key};
+use spare_market::tab::Tab;
 use spare_market::tx::{Action, Tx};
 use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::cipher::{Secret, SegmentKey, open_message, seal_message};
@@ -41,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     ("hello", canonical::<Hello>),
     ("request", canonical::<Request>),
     ("response", canonical::<Response>),
+    ("frame", frame),
     ("signed", signed),
     ("recipe", recipe),
     ("index", index),
@@ -51,6 +59,12 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("seed", seed),
     ("ledger", ledger),
+    ("blocks", blocks),
+    ("snapshot", snapshot),
+    ("deal_state", deal_state),
+    ("deal_set", deal_set),
+    ("address", address),
+    ("http", http),
 ];
 
 const NETWORK: NetworkId = NetworkId([1; 32]);
@@ -73,6 +87,11 @@ fn signed(bytes: &[u8]) {
     let _ = raw.clone().check::<Receipt>(NETWORK);
     let _ = raw.clone().check::<ReadAnswer>(NETWORK);
     let _ = raw.clone().check::<IndexEntry>(NETWORK);
+    let _ = raw.clone().check::<Terms>(NETWORK);
+    let _ = raw.clone().check::<Head>(NETWORK);
+    let _ = raw.clone().check::<Voucher>(NETWORK);
+    let _ = raw.clone().check::<Tx>(NETWORK);
+    let _ = raw.clone().check::<Header>(NETWORK);
     let _ = Authority::from_grant(raw.clone(), NETWORK, raw.signer, 0);
     // What a valid signature would cover, as if it held.
     canonical::<Ask>(&raw.bytes);
@@ -159,9 +178,114 @@ fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let _ = spare::config::Size::from_str(text);
     let _ = spare::config::Code::from_str(text);
+    let _ = toml::from_str::<spare::config::Config>(text);
+    for key in
+        ["provide.price", "client.max_price", "node.advertise_ip", "node.api_addr", "provide.scrub_rate"]
+    {
+        let flags = [(key.to_owned(), text.to_owned())];
+        let _ = spare::config::load(std::path::Path::new("/nonexistent/config.toml"), |_| None, &flags);
+    }
     let flags =
         [("node.operator".to_owned(), text.to_owned()), ("network.peers".to_owned(), text.to_owned())];
     let _ = spare::config::load(std::path::Path::new("/nonexistent/config.toml"), |_| None, &flags);
+}
+
+/// A stream of frames, as a peer sends them.
+fn frame(bytes: &[u8]) {
+    let mut stream = bytes;
+    // All bytes are there, so nothing is waited for.
+    while let Some(Ok(Some(body))) = read_body(&mut stream).now_or_never() {
+        assert!(body.len() <= spare::limits::FRAME_MAX_BYTES);
+    }
+    let mut stream = bytes;
+    while let Some(Ok(_)) = read_frame::<Request>(&mut stream).now_or_never() {}
+}
+
+/// A ledger in which nothing has happened.
+fn empty_ledger() -> Ledger {
+    let market = Seed::from_entropy([1; 32]).account_key().public();
+    let genesis = GenesisV1 { market, started_s: 1, period_s: 2, fee_bps: 3, salt: [4; 32] };
+    Ledger::new(Genesis::V1(genesis)).expect("a genesis that can found a network")
+}
+
+/// Blocks, as a peer tells them.
+fn blocks(bytes: &[u8]) {
+    canonical::<Vec<Block>>(bytes);
+    let Ok(blocks) = from_bytes::<Vec<Block>>(bytes, 1 << 20) else { return };
+    let mut ledger = empty_ledger();
+    for block in blocks {
+        let _ = ledger.accept(block);
+    }
+}
+
+/// A ledger's state, as a peer tells it.
+fn snapshot(bytes: &[u8]) {
+    canonical::<Vec<(Key, Entry)>>(bytes);
+    if let Ok((header, entries)) = from_bytes::<(SignedBytes, Vec<(Key, Entry)>)>(bytes, 1 << 20) {
+        let _ = Ledger::restore(empty_ledger().genesis().clone(), &header, entries);
+    }
+}
+
+/// A deal, as its provider tells a client that lost its records.
+fn deal_state(bytes: &[u8]) {
+    canonical::<DealState>(bytes);
+    let Ok(state) = from_bytes::<DealState>(bytes, 1 << 20) else { return };
+    let _ = (state.tab.bytes(), state.tab.rate(), state.tab.read_bytes(), state.tab.unpaid_read_bytes());
+    let account = Seed::from_entropy([1; 32]).account_key().public();
+    let terms = TermsV1 {
+        client: account,
+        provider: account,
+        node: account,
+        price: StoragePrice(u64::MAX),
+        read_price: ReadPrice(u64::MAX),
+        collateral: Amount(0),
+        expires_s: 0,
+        salt: [0; 16],
+    };
+    for now in [0, 1, u64::MAX] {
+        let _ = state.tab.check_plausible(&terms, 0, now, u32::MAX, Amount(0));
+        let _ = state.tab.owed(&terms, now);
+    }
+    let _ = state.head.map(|head| head.head.check::<Head>(NETWORK));
+    let _ = state.voucher.map(|voucher| voucher.check::<Voucher>(NETWORK));
+}
+
+/// The shards under a head, as a provider tells them.
+fn deal_set(bytes: &[u8]) {
+    canonical::<Vec<Member>>(bytes);
+    if let Ok(members) = from_bytes::<Vec<Member>>(bytes, 1 << 20) {
+        let _ = SumTree::new(members).map(|tree| tree.sum());
+    }
+}
+
+/// Addresses, as asks, tickets and libp2p tell them.
+fn address(bytes: &[u8]) {
+    if let Ok(address) = Multiaddr::try_from(bytes.to_vec()) {
+        // It reads back, though perhaps as another spelling of itself.
+        let _ = Multiaddr::from_str(&address.to_string());
+    }
+    canonical::<SocketAddr>(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = (text.parse::<Multiaddr>(), text.parse::<SocketAddr>());
+        let flags = [("network.peers".to_owned(), text.to_owned())];
+        let _ = spare::config::load(std::path::Path::new("/nonexistent/config.toml"), |_| None, &flags);
+    }
+}
+
+/// What a program says over HTTP, other than a blob's bytes.
+fn http(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<spare::api::Funding>(bytes);
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    for if_range in [None, Some(value.clone())] {
+        let mut headers = HeaderMap::new();
+        headers.insert(RANGE, value.clone());
+        headers.extend(if_range.map(|tag| (IF_RANGE, tag)));
+        for length in [0, 1, 100, u64::MAX] {
+            if let Ok(Some(range)) = spare::api::parse_range(&headers, "\"tag\"", length) {
+                assert!(range.start < range.end && range.end <= length, "{range:?} of {length}");
+            }
+        }
+    }
 }
 
 fn seed(bytes: &[u8]) {
@@ -211,6 +335,69 @@ fn stray() -> SignedBytes {
     Signed::new(receipt, NETWORK, &Seed::from_entropy([1; 32]).account_key()).raw().clone()
 }
 
+/// Numbers that are the same in every run.
+struct Draw(blake3::OutputReader);
+
+impl Draw {
+    fn below(&mut self, bound: usize) -> usize {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        (u64::from_le_bytes(bytes) % bound.max(1) as u64) as usize
+    }
+}
+
+/// Changes `bytes` in one of the ways in which decoders are wont to fail.
+fn mutate(bytes: &mut Vec<u8>, others: &[Vec<u8>], draw: &mut Draw) {
+    let at = draw.below(bytes.len() + 1);
+    match draw.below(8) {
+        0 => bytes.truncate(at),
+        1 => bytes.insert(at, draw.below(256) as u8),
+        2 => drop(bytes.drain(at..(at + draw.below(16)).min(bytes.len()))),
+        3 => {
+            let piece = bytes[at..(at + draw.below(64)).min(bytes.len())].to_vec();
+            drop(bytes.splice(at..at, piece));
+        }
+        4 => {
+            let other = &others[draw.below(others.len())];
+            let from = draw.below(other.len());
+            drop(bytes.splice(at.., other[from..].iter().copied()));
+        }
+        // The longest varint, and what comes after the longest.
+        5 => drop(
+            bytes.splice(at..(at + 1).min(bytes.len()), [0xff; 9].into_iter().chain([draw.below(3) as u8])),
+        ),
+        kind => {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = if kind == 6 { *byte ^ (1 << draw.below(8)) } else { draw.below(256) as u8 };
+            }
+        }
+    }
+}
+
+/// Runs a target for `time` on mutated good encodings and on garbage. Returns how often.
+///
+/// # Panics
+/// When the target does; the input is printed before.
+pub fn run((name, target): &Target, time: Duration) -> u64 {
+    let (seeds, started) = (seeds(), Instant::now());
+    let mut draw = Draw(blake3::Hasher::new().update(name.as_bytes()).finalize_xof());
+    let mut runs = 0;
+    while started.elapsed() < time {
+        let mut bytes = match draw.below(16) {
+            0 => (0..draw.below(300)).map(|_| draw.below(256) as u8).collect(),
+            _ => seeds[draw.below(seeds.len())].clone(),
+        };
+        (0..=draw.below(6)).for_each(|_| mutate(&mut bytes, &seeds, &mut draw));
+        let outcome = std::panic::catch_unwind(|| target(&bytes));
+        if let Err(panic) = outcome {
+            println!("{name} panics on {}", data_encoding::HEXLOWER.encode(&bytes));
+            std::panic::resume_unwind(panic);
+        }
+        runs += 1;
+    }
+    runs
+}
+
 /// Good encodings to start from.
 pub fn seeds() -> Vec<Vec<u8>> {
     let identity = Identity::new(&Seed::from_entropy([1; 32]), NETWORK, Secret::new([2; 32]), 0);
@@ -255,7 +442,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         total: Amount(77),
     });
     let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
+    let voucher_signed = Signed::new(voucher, NETWORK, &node_key).raw().clone();
     let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
+    let anchor_signed = Signed::new(anchor.clone(), NETWORK, &node_key).raw().clone();
+    let account = spare_market::state::Account { free: Amount(5), ..Default::default() };
+    let entries = vec![(Key::Account(identity.account), Entry::Account(account))];
     let place = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     let long = vec![6; 40_000];
     let long_tree = spare_proofs::tree::Tree::of(&long);
@@ -305,5 +496,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
         to_bytes(&full),
         to_bytes(&anchor),
         to_bytes(&Block { header: receipt.clone(), txs: vec![receipt.clone()] }),
+        to_bytes(&vec![Block { header: receipt.clone(), txs: vec![anchor_signed] }]),
+        to_bytes(&(receipt.clone(), entries)),
+        to_bytes(&DealState { head: Some(full), voucher: Some(voucher_signed), tab: Tab::default() }),
+        to_bytes(&vec![Member { root: Root::from_bytes([1; 32]), bytes: 10 }; 2]),
+        to_bytes(&SocketAddr::from(([10, 0, 0, 1], 4711))),
+        Multiaddr::from_str("/ip4/10.0.0.1/udp/1/quic-v1").expect("an address").to_vec(),
+        b"/ip6/::1/udp/1/quic-v1".to_vec(),
+        b"bytes=10-90".to_vec(),
+        br#"{"account":"00","amount":"12.5"}"#.to_vec(),
+        b"[provide]\nsize = \"10GB\"\n".to_vec(),
     ]
 }

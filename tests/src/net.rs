@@ -36,6 +36,17 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// How a node started.
+#[derive(Debug)]
+pub enum Started {
+    /// It runs.
+    Well,
+    /// It runs, and cannot say how it is: what it says instead.
+    Ailing(String),
+    /// It ended: what it said.
+    Not(String),
+}
+
 /// A node: its folder, and its process while it runs.
 pub struct Node {
     /// The folder.
@@ -148,6 +159,33 @@ impl Node {
         self
     }
 
+    /// Starts the node, and waits until it answers or has ended.
+    ///
+    /// # Panics
+    /// When it does neither.
+    pub fn try_start(&mut self) -> Started {
+        let said_before = self.log().len();
+        let mut command = self.command(&["serve"]);
+        command.args(self.ports.iter().flat_map(|setting| ["--set", setting]));
+        self.spawn(command);
+        let started = wait_for("a node to start or to end", || {
+            if self.has_ended() {
+                return Some(Started::Not(String::new()));
+            }
+            let status = self.run(&["status"]);
+            let said = String::from_utf8_lossy(&status.stdout).into_owned();
+            match status.status.success() {
+                true => Some(Started::Well),
+                false => said.contains("\"internal\"").then_some(Started::Ailing(said)),
+            }
+        });
+        if let Started::Not(_) = started {
+            self.kill();
+            return Started::Not(self.log().split_off(said_before));
+        }
+        started
+    }
+
     /// Starts the node so that it ends as by SIGKILL at a named point, which may be at once.
     ///
     /// # Panics
@@ -167,7 +205,9 @@ impl Node {
             .append(true)
             .open(self.log_file())
             .expect("a log can be written");
-        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("the program runs"));
+        // With `--json` an error is on standard output.
+        let also = log.try_clone().expect("a file can be written from two sides");
+        self.child = Some(command.stdout(also).stderr(log).spawn().expect("the program runs"));
     }
 
     /// Whether the node's process has ended by itself.
@@ -267,6 +307,15 @@ impl Net {
     /// When a node does not start.
     pub fn start_in(dir: tempfile::TempDir, providers: u8, room: &str, client_args: &[&str]) -> Self {
         Self::found_in(dir, providers, room, &[], &[], client_args)
+    }
+
+    /// Starts `providers` providers that read what they store again and again, and a client.
+    ///
+    /// # Panics
+    /// When a node does not start.
+    pub fn start_scrubbing(providers: u8) -> Self {
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        Self::found_in(dir, providers, "10GB", &[], &["--set", "provide.scrub_days=0"], &[])
     }
 
     /// Starts `providers` providers that ask `price` credits per TB and month, in a network whose periods last `period_s` seconds.

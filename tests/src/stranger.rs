@@ -11,7 +11,7 @@ use spare_market::amount::{Amount, StorageDue};
 use spare_market::deal::{DealId, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{FullHead, HEAD_PERIODS_MAX, Head, HeadV1};
-use spare_market::keys::PublicKey;
+use spare_market::keys::{PublicKey, Seed};
 use spare_market::signed::{NetworkId, Signable, Signed, SignedBytes};
 use spare_market::tx::{Action, Tx};
 use spare_market::voucher::{Voucher, VoucherV1};
@@ -19,7 +19,8 @@ use spare_proofs::sumtree::{Member, SumTree};
 use spare_proofs::tree::Root;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::hostile::{endpoint, stranger};
+use crate::flood::node_keys;
+use crate::hostile::endpoint;
 use crate::net::{Net, PATIENCE};
 
 /// The first provider's node key and address.
@@ -51,6 +52,8 @@ pub struct Stranger {
     pub wire: Wire,
     /// Who it is.
     pub me: Identity,
+    /// The words behind its account, for further node keys.
+    pub seed: Seed,
     genesis: Genesis,
     provider: PublicKey,
     addr: SocketAddr,
@@ -66,10 +69,11 @@ impl Stranger {
     pub async fn arrive(net: &Net, subnet: u8) -> Self {
         let (provider, addr) = provider_of(net);
         let Ticket::V1 { genesis, .. } = net.ticket.parse().expect("a ticket");
-        let me = stranger(genesis.network());
+        let seed = Seed::from_entropy(rand::random());
+        let me = node_keys(&seed, genesis.network(), 1).remove(0);
         let endpoint = endpoint(&me, subnet);
         let wire = endpoint.open(&provider, &[addr]).await.expect("the provider listens");
-        Self { wire, me, genesis, provider, addr, number: 0, endpoint }
+        Self { wire, me, seed, genesis, provider, addr, number: 0, endpoint }
     }
 
     /// Connects, and says hello with its own grant.
@@ -92,6 +96,33 @@ impl Stranger {
         (self.provider, self.addr) = (provider, addr);
         self.endpoint.forget(&provider).await;
         self.wire = self.endpoint.open(&provider, &[addr]).await.expect("the provider listens");
+        let (network, grant) = (self.me.network, self.me.grant.clone());
+        self.greet(network, Some(grant)).await;
+    }
+
+    /// Connects anew to where the provider was, and says nothing.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn redial(&mut self, addr: SocketAddr) {
+        self.endpoint.forget(&self.provider).await;
+        self.wire = self.endpoint.open(&self.provider, &[addr]).await.expect("the provider listens");
+    }
+
+    /// Opens another stream to the provider.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn open_another(&self) -> Wire {
+        self.endpoint.open(&self.provider, &[self.addr]).await.expect("the provider listens")
+    }
+
+    /// Connects anew to where the provider was, and says hello.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn reconnect(&mut self, addr: SocketAddr) {
+        self.redial(addr).await;
         let (network, grant) = (self.me.network, self.me.grant.clone());
         self.greet(network, Some(grant)).await;
     }

@@ -1,8 +1,10 @@
 //! Every decoder of outside bytes, on garbage and on mutated good encodings: no panic, and nothing but canonical bytes decodes.
+//!
+//! `SPARE_FUZZ_SECONDS` sets how long each target is run, a third of a second without it.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use spare_tests::fuzz::{TARGETS, seeds};
+use spare_tests::fuzz::{TARGETS, run, seeds};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
@@ -33,5 +35,16 @@ proptest! {
         for (_, target) in TARGETS {
             target(&bytes);
         }
+    }
+}
+
+#[test]
+fn every_target_is_run_for_a_while() {
+    let seconds =
+        std::env::var("SPARE_FUZZ_SECONDS").map_or(1.0 / 3.0, |n| n.parse().expect("a number of seconds"));
+    for target in TARGETS {
+        let runs = run(target, std::time::Duration::from_secs_f64(seconds));
+        println!("{}: {runs} runs, {:.0} a second", target.0, runs as f64 / seconds);
+        assert!(runs > 0);
     }
 }

@@ -33,6 +33,7 @@ impl Answerer {
             return Ok(Err(Refusal::new(RefusalCode::TooLarge, format!("an entry has at most {max} bytes"))));
         }
         let Some(_permit) = self.index_permit().await else { return Ok(Err(too_many())) };
+        wire.expect_bulk();
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
         let mut bytes = vec![0; len as usize];
         within(bulk_timeout(len.into()), fill(wire, &mut bytes)).await?;

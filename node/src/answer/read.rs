@@ -10,16 +10,39 @@ use spare_market::receipt::Transcript;
 use spare_market::signed::Signed;
 use spare_proofs::tree::{GROUP_BYTES, Item, Root};
 
+use super::places::Place;
 use super::{Answerer, SessionEnd, refusal, within};
 use crate::earn::Earner;
 use crate::frames::{Refusal, RefusalCode, Response, write_frame};
-use crate::limits::{SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout};
+use crate::limits::{READ_WAIT, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout};
 use crate::shards::{OpenShard, READ_MAX_BYTES, ShardError};
 use crate::transport::Wire;
 
 impl Answerer {
     pub(super) async fn read(
         &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        root: Root,
+        range: std::ops::Range<u64>,
+        request: &[u8],
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        if let Err(refusal) = self.storage(authority, Scope::Read) {
+            return Ok(Err(refusal));
+        }
+        let Some(place) = self.reads.take_soon(wire.peer, wire.remote_ip.into(), READ_WAIT).await else {
+            return Ok(Err(Refusal::new(RefusalCode::Busy, "too many reads are under way")));
+        };
+        let reading = self.read_at(&place, wire, authority, root, range, request);
+        tokio::select! {
+            read = reading => read,
+            () = place.is_lost() => Err(SessionEnd::GaveWay),
+        }
+    }
+
+    async fn read_at(
+        &self,
+        place: &Place,
         wire: &mut Wire,
         authority: Option<&Authority>,
         root: Root,
@@ -70,11 +93,13 @@ impl Answerer {
             };
             let Some(following) = following else {
                 send.await?;
+                place.progressed();
                 meter.sent_bytes += ready.group_bytes;
                 break;
             };
             let (sent, read) = tokio::join!(send, following);
             sent?;
+            place.progressed();
             meter.sent_bytes += ready.group_bytes;
             // Rot in the middle of a stream cannot be told apart on the wire: hang up, which signs nothing.
             ready = read?.map_err(|error| SessionEnd::Rot(refusal(error)))?;

@@ -183,7 +183,10 @@ async fn put_body(
 }
 
 /// The one byte range that a `Range` header asks for. `None` for none or one in a unit or form that is not supported.
-fn parse_range(
+///
+/// # Errors
+/// The response to send when the range lies outside the `bytes` bytes there are.
+pub fn parse_range(
     headers: &HeaderMap,
     etag: &str,
     bytes: u64,

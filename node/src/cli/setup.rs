@@ -123,10 +123,13 @@ pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyh
         .unwrap_or_else(|_| "warn,spare=info,libp2p_kad=error".into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
-    let config = context.load_config(flags)?.config;
+    let loaded = context.load_config(flags)?;
+    let in_file = loaded.in_file();
+    let config = loaded.config;
     let token = context.home.token_or_new()?;
     let api_addr = config.node.api_addr;
     let node = Node::start(&context.home, config).await?;
+    node.compare_settings(in_file);
     let addr_file = context.home.file("api.addr");
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

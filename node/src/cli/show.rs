@@ -4,7 +4,7 @@ use reqwest::Method;
 
 use super::Context;
 use super::market::short;
-use crate::api::{BlobInfo, BlobStat, ProviderInfo, Status};
+use crate::api::{BlobInfo, BlobStat, ProviderInfo, ScrubStatus, Status};
 use crate::recover::Recovered;
 
 /// A number of bytes for people: `1.5 GB`.
@@ -31,6 +31,20 @@ pub(super) fn span(seconds: u64) -> String {
         60..3600 => format!("{} min", seconds / 60),
         3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{} d {} h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+/// How the scrub stands, in one line.
+fn scrub_line(scrub: &ScrubStatus) -> String {
+    let last = match scrub.last_pass_s {
+        None => "no full pass yet".to_owned(),
+        Some(last_s) => format!("last full pass {} ago", span(crate::unix_now_s().saturating_sub(last_s))),
+    };
+    let checked = format!("{} ({})", count(scrub.checked_shards, "shard"), bytes(scrub.checked_bytes));
+    match (scrub.rate, scrub.passing) {
+        (0, _) => format!("off, since provide.scrub_rate is 0; {last}"),
+        (_, true) => format!("{checked} read again so far; {last}; {} rotten", scrub.rotten_shards),
+        (_, false) => format!("{checked} read again; {last}; {} rotten", scrub.rotten_shards),
     }
 }
 
@@ -244,6 +258,19 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
                 line!(out, "  accrued   {} credits that clients still have to promise", short(&e.unpromised));
                 for alert in &e.alerts {
                     line!(out, "  ATTENTION {alert}");
+                }
+                line!(out, "  scrub     {}", scrub_line(&p.scrub));
+                if !p.scrub.advice.is_empty() {
+                    line!(out, "  ATTENTION {}", p.scrub.advice);
+                }
+                for rotten in &p.scrub.rotten {
+                    line!(
+                        out,
+                        "  rotten    {} of {}: {}",
+                        &rotten.root[..12],
+                        &rotten.owner[..12],
+                        rotten.why
+                    );
                 }
             }
             None => line!(out, "  provider  no; the setting provide.size offers room"),

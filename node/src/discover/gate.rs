@@ -1,0 +1,199 @@
+//! The gate: how many libp2p connections one network may begin, and how many of its handshakes are under way. libp2p bounds connections in all and by
+//! peer, but keys are free.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::{
+    ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm, ListenFailure, NetworkBehaviour, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
+};
+use libp2p::{Multiaddr, PeerId};
+use spare_market::placement::Subnet;
+
+use crate::budget::Budgets;
+use crate::limits::{
+    BUDGET_KEYS_MAX, DEBT_MAX, LIBP2P_CONNECTIONS_PER_SUBNET_MAX, LIBP2P_HANDSHAKES_PER_SUBNET,
+    LIBP2P_HANDSHAKES_PER_SUBNET_MAX, LIBP2P_MISBEHAVIOUR_COST, count_down,
+};
+
+/// Too many connections from one network.
+#[derive(Debug, thiserror::Error)]
+#[error("too many connections from one network")]
+struct Crowded;
+
+/// Counts connections that others began, by network.
+pub(super) struct Gate {
+    started: Instant,
+    handshakes: Counts,
+    established: Counts,
+    begun: Budgets<Subnet>,
+}
+
+#[derive(Default)]
+struct Counts {
+    of: HashMap<ConnectionId, Subnet>,
+    by_subnet: HashMap<Subnet, usize>,
+}
+
+impl Counts {
+    fn insert(&mut self, id: ConnectionId, subnet: Subnet) {
+        *self.by_subnet.entry(subnet).or_default() += 1;
+        self.of.insert(id, subnet);
+    }
+
+    fn remove(&mut self, id: ConnectionId) {
+        if let Some(subnet) = self.of.remove(&id) {
+            count_down(&mut self.by_subnet, &subnet);
+        }
+    }
+
+    fn from(&self, subnet: &Subnet) -> usize {
+        self.by_subnet.get(subnet).copied().unwrap_or(0)
+    }
+}
+
+/// The network of an address; those without an IP address count as one.
+fn subnet(addr: &Multiaddr) -> Subnet {
+    let ip = addr.iter().find_map(|part| match part {
+        Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
+        Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
+        _ => None,
+    });
+    ip.unwrap_or(IpAddr::from([0, 0, 0, 0])).into()
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        let begun = Budgets::new(LIBP2P_HANDSHAKES_PER_SUBNET, BUDGET_KEYS_MAX, DEBT_MAX);
+        Self { started: Instant::now(), handshakes: Counts::default(), established: Counts::default(), begun }
+    }
+
+    /// A peer of this network misbehaved: the network gets fewer further connections for a while.
+    pub(super) fn misbehaved(&mut self, ip: IpAddr) {
+        self.begun.charge(ip.into(), LIBP2P_MISBEHAVIOUR_COST, self.started.elapsed());
+    }
+
+    fn admit(&mut self, id: ConnectionId, subnet: Subnet) -> Result<(), ConnectionDenied> {
+        let handshakes = self.handshakes.from(&subnet);
+        if handshakes >= LIBP2P_HANDSHAKES_PER_SUBNET_MAX
+            || handshakes + self.established.from(&subnet) >= LIBP2P_CONNECTIONS_PER_SUBNET_MAX
+            || !self.begun.take(subnet, 1, self.started.elapsed())
+        {
+            return Err(ConnectionDenied::new(Crowded));
+        }
+        self.handshakes.insert(id, subnet);
+        Ok(())
+    }
+
+    fn shook_hands(&mut self, id: ConnectionId, subnet: Subnet) {
+        self.handshakes.remove(id);
+        self.established.insert(id, subnet);
+    }
+
+    fn ended(&mut self, id: ConnectionId) {
+        self.handshakes.remove(id);
+        self.established.remove(id);
+    }
+}
+
+impl NetworkBehaviour for Gate {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
+
+    fn handle_pending_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        _local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        self.admit(id, subnet(remote))
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        _peer: PeerId,
+        _local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.shook_hands(id, subnet(remote));
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _id: ConnectionId,
+        _peer: PeerId,
+        _addr: &Multiaddr,
+        _role: Endpoint,
+        _port: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. })
+            | FromSwarm::ListenFailure(ListenFailure { connection_id, .. }) => self.ended(connection_id),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        _peer: PeerId,
+        _id: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        match event {}
+    }
+
+    fn poll(&mut self, _cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_gets_its_share_of_handshakes_and_of_connections() {
+        let mut gate = Gate::new();
+        let here = subnet(&"/ip4/10.0.0.1/udp/1/quic-v1".parse().unwrap());
+        let there = subnet(&"/ip4/10.0.1.1/udp/1/quic-v1".parse().unwrap());
+        let id = ConnectionId::new_unchecked;
+        for i in 0..LIBP2P_HANDSHAKES_PER_SUBNET_MAX {
+            gate.admit(id(i), here).unwrap();
+        }
+        gate.admit(id(1000), here).unwrap_err();
+        gate.admit(id(1001), there).unwrap();
+        for i in 0..LIBP2P_CONNECTIONS_PER_SUBNET_MAX {
+            if i >= LIBP2P_HANDSHAKES_PER_SUBNET_MAX {
+                gate.admit(id(i), here).unwrap();
+            }
+            gate.shook_hands(id(i), here);
+        }
+        gate.admit(id(1002), here).unwrap_err();
+        for i in 0..LIBP2P_CONNECTIONS_PER_SUBNET_MAX {
+            gate.ended(id(i));
+            gate.ended(id(i));
+        }
+        gate.ended(id(1001));
+        assert!(gate.handshakes.by_subnet.is_empty() && gate.established.by_subnet.is_empty());
+        assert!(gate.handshakes.of.is_empty() && gate.established.of.is_empty());
+        // Misbehaviour of its peers uses up what a network may begin.
+        for _ in 0..=LIBP2P_HANDSHAKES_PER_SUBNET.burst / LIBP2P_MISBEHAVIOUR_COST {
+            gate.misbehaved(IpAddr::from([10, 0, 1, 9]));
+        }
+        gate.admit(id(2000), there).unwrap_err();
+        gate.admit(id(2000), here).unwrap();
+    }
+}

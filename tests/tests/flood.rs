@@ -1,0 +1,269 @@
+//! One provider under attack by numbers, while an honest client reads: connections that are never finished, readers that never read, gossip that
+//! nobody should send. Its memory stays within what `limits.rs` adds up to, the attackers are turned away, and the client is served.
+//!
+//! How long reads take is printed, before the attack and during it. It is not asserted: what one machine does with attackers and attacked on the same
+//! cores says little about another.
+//!
+//! `SPARE_FLOOD_CONNECTIONS` is the number of connections that are never finished, 1,000 without it; there is a slow reader for each ten of them, and an
+//! attack lasts as many milliseconds as there are connections, 5 s at least. `SPARE_FLOOD_KINDS` picks among `handshakes`, `readers` and `gossip`, all
+//! without it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use spare::frames::{Hello, Request, Response, read_frame, write_frame};
+use spare::limits::{READS_MAX, SESSIONS_PER_PEER_MAX, memory_max_bytes};
+use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier};
+use spare_tests::flood::{
+    Gossip, Malformed, NICENESS, Readers, attackers, gossip, half_open, node_keys, slow_readers,
+};
+use spare_tests::net::{Net, wait_for};
+use spare_tests::stranger::{Stranger, provider_of};
+use tokio::io::AsyncReadExt;
+
+/// Reads of each kind, before the attack.
+const READS_BEFORE: usize = 200;
+/// The shard that is read: long enough that nobody's window holds it.
+const SHARD_BYTES: usize = 4 << 20;
+
+fn connections() -> usize {
+    std::env::var("SPARE_FLOOD_CONNECTIONS").map_or(1000, |n| n.parse().unwrap())
+}
+
+/// Whether a kind of attack is wanted.
+fn wants(kind: &str) -> bool {
+    std::env::var("SPARE_FLOOD_KINDS").map_or(true, |kinds| kinds.contains(kind))
+}
+
+/// Reads 16 KiB at a random place, checked, and returns how long it took.
+async fn read(client: &mut Stranger, root: Root) -> Duration {
+    let started = Instant::now();
+    let start = rand::random::<u32>() as u64 % (SHARD_BYTES / GROUP_BYTES) as u64 * GROUP_BYTES as u64;
+    let range = start..start + GROUP_BYTES as u64;
+    let request = Request::Read { root, start: range.start, end: range.end, nonce: rand::random() };
+    let Response::Reading { shard_bytes } = client.ask(request).await else {
+        panic!("an honest read is served")
+    };
+    let mut verifier = Verifier::new(root, shard_bytes, range);
+    let mut buffer = vec![0; GROUP_BYTES];
+    while let Some(next) = verifier.expects() {
+        match next {
+            Next::Pair => {
+                let mut pair = [0; PAIR_BYTES];
+                client.wire.recv.read_exact(&mut pair).await.unwrap();
+                verifier.pair(&pair).unwrap();
+            }
+            Next::Group { len, .. } => {
+                client.wire.recv.read_exact(&mut buffer[..len]).await.unwrap();
+                verifier.group(&buffer[..len]).unwrap();
+            }
+        }
+    }
+    let answered: Response = read_frame(&mut client.wire.recv).await.unwrap();
+    assert!(matches!(answered, Response::Answered(_)), "{answered:?}");
+    started.elapsed()
+}
+
+/// Reads over a connection of its own.
+async fn read_anew(client: &mut Stranger, net_addr: SocketAddr, root: Root) -> Duration {
+    let started = Instant::now();
+    client.reconnect(net_addr).await;
+    read(client, root).await;
+    started.elapsed()
+}
+
+struct Latency {
+    p50: Duration,
+    p99: Duration,
+}
+
+fn latency(mut times: Vec<Duration>) -> Latency {
+    times.sort_unstable();
+    Latency { p50: times[times.len() / 2], p99: times[times.len() * 99 / 100] }
+}
+
+fn show(what: &str, latency: &Latency) {
+    println!(
+        "{what}: p50 {:.2} ms, p99 {:.2} ms",
+        latency.p50.as_secs_f64() * 1e3,
+        latency.p99.as_secs_f64() * 1e3
+    );
+}
+
+fn resident_bytes(pid: u32) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: usize = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
+}
+
+/// Reads both ways until told to stop; every tenth read is over a new connection.
+async fn read_until(
+    client: &mut Stranger,
+    addr: SocketAddr,
+    root: Root,
+    stop: impl Fn(usize) -> bool,
+) -> [Latency; 2] {
+    let (mut standing, mut anew) = (Vec::new(), Vec::new());
+    while !stop(standing.len()) {
+        for _ in 0..10 {
+            standing.push(read(client, root).await);
+        }
+        anew.push(read_anew(client, addr, root).await);
+    }
+    [latency(standing), latency(anew)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
+    let count = connections();
+    let lasts = Duration::from_millis(count as u64).max(Duration::from_secs(5));
+    let net = tokio::task::spawn_blocking(|| Net::start(1)).await.unwrap();
+    let (provider, addr) = provider_of(&net);
+    let pid = net.providers[0].pid().unwrap();
+    let libp2p =
+        net.providers[0].status()["libp2p"][0].as_str().unwrap().parse::<libp2p::Multiaddr>().unwrap();
+    let libp2p_port = libp2p
+        .iter()
+        .find_map(|p| if let libp2p::multiaddr::Protocol::Udp(port) = p { Some(port) } else { None });
+    let libp2p_addr = SocketAddr::new(addr.ip(), libp2p_port.unwrap());
+
+    // The honest client and the slow readers are clients with deals of their own: nobody else gets bytes at all.
+    let bytes: Vec<u8> = (0..SHARD_BYTES as u32).map(|i| (i / 7) as u8).collect();
+    let mut honest = Stranger::greeted(&net, 30).await;
+    honest.become_client(&net, "10").await;
+    let deal = honest.open_deal("5").await;
+    let shard = honest.store(deal, &bytes).await;
+    let mut attacker = Stranger::greeted(&net, 31).await;
+    attacker.become_client(&net, "10").await;
+    let deal = attacker.open_deal("5").await;
+    attacker.store(deal, &bytes).await;
+
+    let before = read_until(&mut honest, addr, shard.root, |reads| reads >= READS_BEFORE).await;
+    let resident_before = resident_bytes(pid);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let (readers, gossiped) = (Arc::new(Readers::default()), Arc::new(Gossip::default()));
+    let runtime = attackers(2);
+    let slow = if wants("readers") { count / 10 } else { 0 };
+    let identities = node_keys(&attacker.seed, attacker.me.network, slow.div_ceil(SESSIONS_PER_PEER_MAX));
+    let per_identity = slow.div_ceil(identities.len().max(1));
+    let reading = runtime.spawn(slow_readers(
+        (provider, addr),
+        identities,
+        per_identity,
+        100,
+        (shard.root, SHARD_BYTES as u64),
+        readers.clone(),
+        stop.clone(),
+    ));
+    let mut gossiping = Vec::new();
+    for (i, malformed) in
+        [Malformed::Noise, Malformed::Unsigned].into_iter().enumerate().filter(|_| wants("gossip"))
+    {
+        let attack = gossip(
+            libp2p.clone(),
+            attacker.me.network,
+            140 + i as u8,
+            malformed,
+            gossiped.clone(),
+            stop.clone(),
+        );
+        gossiping.push(runtime.spawn(attack));
+    }
+    let sent = Arc::new(AtomicUsize::new(0));
+    let flooding = {
+        let (sent, stop) = (sent.clone(), stop.clone());
+        runtime.spawn_blocking(move || {
+            let _ = rustix::process::setpriority_process(None, NICENESS);
+            // In parts, so that they go on for as long as the attack does.
+            let parts = 20;
+            let at_once = if wants("handshakes") { count / parts / 2 } else { 0 };
+            for _ in 0..parts {
+                half_open(addr, b"spare/1", 150..180, at_once);
+                half_open(libp2p_addr, b"libp2p", 150..180, at_once);
+                sent.fetch_add(2 * at_once, Ordering::Relaxed);
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(lasts / parts as u32 / 2);
+            }
+        })
+    };
+    let peak = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let mut peak = 0;
+            while !stop.load(Ordering::Relaxed) {
+                peak = peak.max(resident_bytes(pid));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            peak
+        })
+    };
+    let started = Instant::now();
+    let is_over = |_| started.elapsed() >= lasts;
+    let during = read_until(&mut honest, addr, shard.root, is_over).await;
+    let lasted = started.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    let peak = tokio::task::spawn_blocking(move || peak.join().unwrap()).await.unwrap();
+    flooding.await.unwrap();
+    reading.await.unwrap();
+    for attack in gossiping {
+        attack.await.unwrap();
+    }
+    runtime.shutdown_background();
+
+    let n = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    println!("the attack lasted {:.1} s", lasted.as_secs_f64());
+    println!("connections never finished: {}", sent.load(Ordering::Relaxed));
+    println!(
+        "{slow} slow readers: {} sessions opened, {} turned away; {} reads begun, {} refused (at most {READS_MAX} at once)",
+        n(&readers.opened),
+        n(&readers.turned_away),
+        n(&readers.begun),
+        n(&readers.refused)
+    );
+    println!(
+        "malformed gossip: {} messages sent, {} connections, {} ended and {} refused by the provider",
+        n(&gossiped.sent),
+        n(&gossiped.connected),
+        n(&gossiped.disconnected),
+        n(&gossiped.refused)
+    );
+    for (kind, before, during) in
+        [("a standing connection", &before[0], &during[0]), ("a new connection", &before[1], &during[1])]
+    {
+        show(&format!("reads over {kind}, before"), before);
+        show(&format!("reads over {kind}, during"), during);
+        let ratio = |d: Duration, b: Duration| d.as_secs_f64() / b.as_secs_f64();
+        println!(
+            "  ratio: p50 {:.2}, p99 {:.2}",
+            ratio(during.p50, before.p50),
+            ratio(during.p99, before.p99)
+        );
+    }
+    let mib = |bytes: usize| bytes >> 20;
+    println!(
+        "resident memory: {} MiB before, {} MiB at most, {} MiB is the bound",
+        mib(resident_before),
+        mib(peak),
+        mib(memory_max_bytes())
+    );
+
+    assert!(peak < memory_max_bytes(), "{peak} bytes of memory");
+    assert!(!wants("gossip") || n(&gossiped.disconnected) > 0, "who gossips noise is disconnected");
+    assert!(slow == 0 || n(&readers.begun) > 0);
+    let log = net.providers[0].log();
+    assert!(!log.contains("panicked"), "{log}");
+    // When it is over, all is as it was.
+    wait_for("the provider to answer", || net.providers[0].run(&["status"]).status.success().then_some(()));
+    read_anew(&mut honest, addr, shard.root).await;
+    let hello = Hello::V1 { network: honest.me.network, grant: None };
+    let mut newcomer = Stranger::arrive(&net, 32).await;
+    write_frame(&mut newcomer.wire.send, &hello).await.unwrap();
+    read_frame::<Hello>(&mut newcomer.wire.recv).await.unwrap();
+}
