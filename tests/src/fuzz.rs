@@ -14,12 +14,13 @@ use libp2p::Multiaddr;
 use reqwest::header::{HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use serde::{Serialize, de::DeserializeOwned};
 use spare::catalog::{BlobEntry, Change};
+use spare::evidence::{Evidence, SignedRead};
 use spare::frames::{DealState, Hello, Request, Response, encode, read_body, read_frame};
 use spare::home::{Identity, Ticket};
 use spare_market::amount::{Amount, ReadPrice, StorageDue, StoragePrice};
 use spare_market::ask::Ask;
 use spare_market::block::{Block, Header, Ledger, Operator};
-use spare_market::deal::{DealId, Terms, TermsV1};
+use spare_market::deal::{Deal, DealId, Terms, TermsV1};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
 use spare_market::head::{FullHead, Head, HeadV1};
@@ -36,6 +37,7 @@ use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::cipher::{Secret, SegmentKey, open_message, seal_message};
 use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::geometry::Geometry;
+use spare_proofs::opening::SetOpening;
 use spare_proofs::recipe::{Extent, Recipe, RecipeV1, SegmentRecipe};
 use spare_proofs::sumtree::{Member, Sum, SumProof, SumTree};
 use spare_proofs::tree::{Item, Next, Opening, PAIR_BYTES, Root, Verifier};
@@ -54,6 +56,8 @@ pub const TARGETS: &[Target] = &[
     ("index", index),
     ("ticket", ticket),
     ("opening", opening),
+    ("set_opening", set_opening),
+    ("evidence", evidence),
     ("sum_proof", sum_proof),
     ("stream", stream),
     ("config", config),
@@ -135,6 +139,26 @@ fn ticket(bytes: &[u8]) {
     canonical::<Ticket>(bytes);
 }
 
+/// The first 16 bytes choose a position and the set's length, the rest is what a provider shows.
+fn set_opening(bytes: &[u8]) {
+    let Some((place, rest)) = bytes.split_first_chunk::<16>() else { return };
+    canonical::<SetOpening>(rest);
+    let (position, len) = place.split_at(8);
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("half of 16"));
+    if let Ok(opening) = from_bytes::<SetOpening>(rest, 1 << 20) {
+        let set = Sum { bytes: number(len), hash: [0; 32] };
+        assert!(opening.verify(&set, number(position)).is_err(), "nothing opens a set of no known hash");
+    }
+}
+
+/// Evidence, as somebody hands it over in a file.
+fn evidence(bytes: &[u8]) {
+    canonical::<Evidence>(bytes);
+    if let Ok(evidence) = Evidence::from_bytes(bytes) {
+        assert!(evidence.check(NETWORK).is_err(), "nobody makes up signatures");
+    }
+}
+
 /// The first 16 bytes choose a place, the rest is the proof.
 fn opening(bytes: &[u8]) {
     let Some((place, rest)) = bytes.split_first_chunk::<16>() else { return };
@@ -204,7 +228,7 @@ fn frame(bytes: &[u8]) {
 /// A ledger in which nothing has happened.
 fn empty_ledger() -> Ledger {
     let market = Seed::from_entropy([1; 32]).account_key().public();
-    let genesis = GenesisV1 { market, started_s: 1, period_s: 2, fee_bps: 3, salt: [4; 32] };
+    let genesis = GenesisV1 { market, started_s: 1, period_s: 2, beacon: [6; 32], fee_bps: 3, salt: [4; 32] };
     Ledger::new(Genesis::V1(genesis)).expect("a genesis that can found a network")
 }
 
@@ -242,8 +266,10 @@ fn deal_state(bytes: &[u8]) {
         expires_s: 0,
         salt: [0; 16],
     };
+    let mut deal = Deal::open(terms.clone(), Amount(7), account);
+    (deal.epoch, deal.paid_through, deal.paid) = (1, Some(3), Amount(5));
     for now in [0, 1, u64::MAX] {
-        let _ = state.tab.check_plausible(&terms, 0, now, u32::MAX, Amount(0));
+        let _ = state.tab.check_plausible(&deal, 0, now, u32::MAX, Amount(0));
         let _ = state.tab.owed(&terms, now);
     }
     let _ = state.head.map(|head| head.head.check::<Head>(NETWORK));
@@ -286,6 +312,11 @@ fn http(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// A read of a shard.
+fn request_of(root: Root) -> Request {
+    Request::Read { root, start: 0, end: 300, nonce: [4; 16] }
 }
 
 fn seed(bytes: &[u8]) {
@@ -470,9 +501,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let ticket =
         Ticket::V1 { genesis: Genesis::V1(genesis), peers: vec!["/ip4/127.0.0.1/udp/1/quic-v1".into()] };
+    let shown = SetOpening { member: sum_proof.2.clone(), leaf: opening.clone() };
+    let read =
+        SignedRead { request: to_bytes(&request_of(root)), stream: vec![7; 100], answer: receipt.clone() };
+    let node = node_key.public();
+    let member = sum_proof.2.clone();
+    let evidence =
+        Evidence::WrongBytes { network: NETWORK, node, head: full.clone(), position: 15, member, read };
+    let claim = Tx::V1 { number: 2, action: Action::Claim { tick: 3, openings: vec![shown.clone()] } };
     vec![
         body(encode(&Hello::V1 { network: NETWORK, grant: Some(identity.grant.clone()) })),
-        body(encode(&Request::Read { root, start: 0, end: 300, nonce: [4; 16] })),
+        body(encode(&request_of(root))),
         body(encode(&Request::Delete { roots: vec![root, root] })),
         body(encode(&Response::Stored(receipt.clone()))),
         body(encode(&Response::Asks { asks: vec![receipt.clone()], more: true })),
@@ -495,6 +534,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         to_bytes(&voucher),
         to_bytes(&full),
         to_bytes(&anchor),
+        to_bytes(&claim),
+        [&place(&[15, 30])[..], &to_bytes(&shown)].concat(),
+        to_bytes(&evidence),
         to_bytes(&Block { header: receipt.clone(), txs: vec![receipt.clone()] }),
         to_bytes(&vec![Block { header: receipt.clone(), txs: vec![anchor_signed] }]),
         to_bytes(&(receipt.clone(), entries)),
