@@ -43,6 +43,9 @@ use crate::transport::Wire;
 use crate::unix_now_s;
 use unpaid::{Cost, HELLO_UNITS, Unpaid};
 
+/// Times that a head waits for the ledger, about a second each.
+const HEAD_TRIES: usize = 10;
+
 /// Why a session ended other than by the peer hanging up between requests.
 #[derive(Debug, thiserror::Error)]
 enum SessionEnd {
@@ -356,13 +359,22 @@ impl Answerer {
         add: Vec<Root>,
         remove: Vec<Root>,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        self.earning(authority, Scope::Store, move |earner, owner| {
+        let sign = move |earner: &Arc<Earner>, owner: PublicKey| {
             let full = earner.head(&owner, head, &add, &remove)?;
             // The room is given back in a moment; whatever is not is found by the next sweep.
             earner.clone().delete_soon(owner, remove);
             Ok(Response::Head(full))
-        })
-        .await
+        };
+        for _ in 0..HEAD_TRIES {
+            let signed = self.earning(authority, Scope::Store, sign.clone()).await?;
+            // Heads that the ledger can be asked about come as fast as it takes them.
+            let waits = matches!(&signed, Err(refusal) if refusal.code == RefusalCode::Busy);
+            match (&self.earner, waits) {
+                (Some(earner), true) => earner.await_block().await,
+                _ => return Ok(signed),
+            }
+        }
+        self.earning(authority, Scope::Store, sign).await
     }
 
     async fn vouchers(

@@ -23,9 +23,10 @@ use spare_proofs::draw::positions;
 use tokio::time::{sleep, timeout};
 
 use crate::chain::{Chain, ChainError};
+use crate::frames::RefusalCode;
 use crate::market::{SubmitError, Wallet};
 use crate::meta::{Batch, Meta, MetaError, Table};
-use crate::peers::Peers;
+use crate::peers::{PeerError, Peers};
 
 /// How much more often a deal's provider fails to show what was drawn than it does before it is challenged.
 const TRIES: u32 = 3;
@@ -33,6 +34,8 @@ const TRIES: u32 = 3;
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Longest time for one deal to be shown.
 const SHOWN_WITHIN: Duration = Duration::from_secs(30);
+/// Periods for which a deal whose provider answered a challenge is left alone: else one that answers nothing but those would live on bonds.
+const CLEARED_PERIODS: u64 = 24;
 const KEY: &[u8] = b"challenger";
 
 /// What a challenger has done so far.
@@ -54,8 +57,10 @@ pub struct Record {
     pub lost: Amount,
     /// Shares of penalties received.
     pub earned: Amount,
-    /// Challenges that are open, with the number of the head that each is about.
-    open: BTreeMap<DealId, u64>,
+    /// Challenges that are open, with the number of the head that each is about, and the deal's collateral then.
+    open: BTreeMap<DealId, (u64, Amount)>,
+    /// Deals whose provider answered a challenge: until which period they are not challenged again by themselves.
+    cleared: BTreeMap<DealId, u64>,
     /// Deals whose provider failed, and how much more often than not.
     suspects: BTreeMap<DealId, u32>,
 }
@@ -93,6 +98,20 @@ pub enum ChallengeError {
     /// The ledger did not take it.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+}
+
+/// Why nothing was shown.
+enum Unshown {
+    /// The provider shows nothing to anybody for a while.
+    Busy,
+    /// It failed.
+    Failed(String),
+}
+
+impl Unshown {
+    fn of(why: impl ToString) -> Self {
+        Self::Failed(why.to_string())
+    }
 }
 
 /// A challenger.
@@ -202,18 +221,26 @@ impl Challenger {
     /// Looks what became of challenges, and ends those that were not answered in time.
     async fn collect(&self) -> Result<(), ChallengeError> {
         let open = self.record().open;
-        for (id, seq) in open {
+        for (id, (seq, collateral)) in open {
             let (challenge, deal, tick, period_s) = self.chain.view(|l| {
                 let state = l.state();
                 let challenge = state.challenge(id, self.account).copied();
                 (challenge, state.deal(&id).cloned(), state.totals().ticks, l.genesis().v1().period_s)
             })?;
             let Some(challenge) = challenge else {
-                // A newer head gives the bond back; else it was answered.
+                // A newer head gives the bond back; somebody else may have ended it; else it was answered.
+                let penalty =
+                    deal.as_ref().map_or(Amount::ZERO, |deal| collateral.saturating_sub(deal.collateral));
+                let (period, _) = self.period()?;
                 let is_superseded = deal.is_some_and(|d| d.head.is_some_and(|head| head.head.seq > seq));
                 self.note(|record| {
                     record.open.remove(&id);
-                    if !is_superseded {
+                    if penalty > Amount::ZERO {
+                        record.won += 1;
+                        record.earned =
+                            record.earned.checked_add(Amount(penalty.0 / 2)).unwrap_or(record.earned);
+                    } else if !is_superseded {
+                        record.cleared.insert(id, period.saturating_add(CLEARED_PERIODS));
                         record.answered += 1;
                         record.lost = record.lost.checked_add(CHALLENGE_BOND).unwrap_or(record.lost);
                     }
@@ -248,9 +275,12 @@ impl Challenger {
         let mut targets = self.targets()?;
         targets.shuffle(&mut rand::rng());
         let known = self.record();
-        targets.retain(|(id, _, _)| !known.open.contains_key(id));
+        let (period, _) = self.period()?;
+        let is_cleared = |id: &DealId| known.cleared.get(id).is_some_and(|until| period < *until);
+        targets.retain(|(id, _, _)| !known.open.contains_key(id) && !is_cleared(id));
         self.note(|record| {
-            record.suspects.retain(|id, _| targets.iter().any(|(target, _, _)| target == id))
+            record.suspects.retain(|id, _| targets.iter().any(|(target, _, _)| target == id));
+            record.cleared.retain(|_, until| period < *until);
         })?;
         let suspect = targets.iter().position(|(id, _, _)| known.suspects.contains_key(id));
         // Suspects are asked in turn with others, so that many of them do not stop the search.
@@ -267,7 +297,9 @@ impl Challenger {
                 }
                 record.suspects.retain(|_, failed| *failed > 0);
             })?,
-            Err(why) => {
+            // Its budget for auditors is used up, by whomever.
+            Err(Unshown::Busy) => self.note(|record| record.asked += 1)?,
+            Err(Unshown::Failed(why)) => {
                 tracing::info!(deal = %id, node = %deal.terms.node, why, "a provider could not show what was drawn");
                 self.note(|record| {
                     record.asked += 1;
@@ -285,24 +317,28 @@ impl Challenger {
     }
 
     /// Has the provider of a deal show what a fresh seed draws. Returns the bytes received, or why not.
-    async fn ask(&self, id: DealId, deal: &Deal) -> Result<u64, String> {
+    async fn ask(&self, id: DealId, deal: &Deal) -> Result<u64, Unshown> {
         let seed: [u8; 32] = rand::random();
         let node = deal.terms.node;
         let asking = self
             .peers
             .with_session(&node, async |session| session.openings(id, seed, CLAIM_DRAWS as u8).await);
         let asked =
-            timeout(SHOWN_WITHIN, asking).await.map_err(|_| "it did not answer in time".to_owned())?;
-        let (seq, openings) = asked.map_err(|error| error.to_string())?;
+            timeout(SHOWN_WITHIN, asking).await.map_err(|_| Unshown::of("it did not answer in time"))?;
+        let (seq, openings) = asked.map_err(|error| match error {
+            PeerError::Refused(refusal) if refusal.code == RefusalCode::Busy => Unshown::Busy,
+            error => Unshown::of(error),
+        })?;
         // The head may have changed meanwhile; what counts is the one that is shown.
-        let now =
-            self.chain.view(|l| l.state().deal(&id).and_then(|deal| deal.head)).map_err(|e| e.to_string())?;
+        let now = self.chain.view(|l| l.state().deal(&id).and_then(|deal| deal.head)).map_err(Unshown::of)?;
         let heads = [deal.head, now].into_iter().flatten();
-        let head =
-            heads.rev().find(|head| head.head.seq == seq).ok_or("it shows another head than the ledger's")?;
+        let head = heads
+            .rev()
+            .find(|head| head.head.seq == seq)
+            .ok_or_else(|| Unshown::of("it shows another head than the ledger's"))?;
         let drawn = positions(&seed, head.head.bytes, CLAIM_DRAWS);
         let drawn = drawn.iter().map(|position| (&head.head, *position));
-        check_shown(drawn, &openings).map_err(|error| error.to_string())?;
+        check_shown(drawn, &openings).map_err(Unshown::of)?;
         Ok(spare_proofs::encode::to_bytes(&openings).len() as u64)
     }
 
@@ -311,13 +347,16 @@ impl Challenger {
     /// # Errors
     /// [`ChallengeError`].
     pub async fn challenge(&self, id: DealId) -> Result<(), ChallengeError> {
-        let seq =
-            self.chain.view(|l| l.state().deal(&id).and_then(|deal| deal.head).map_or(0, |h| h.head.seq))?;
+        let at_stake = self.chain.view(|l| {
+            let deal = l.state().deal(&id);
+            let seq = deal.and_then(|deal| deal.head).map_or(0, |head| head.head.seq);
+            (seq, deal.map_or(Amount::ZERO, |deal| deal.collateral))
+        })?;
         self.wallet.send(Action::Challenge { deal: id }).await?;
         tracing::info!(deal = %id, bond = %CHALLENGE_BOND, "a deal is challenged");
         Ok(self.note(|record| {
             record.challenged += 1;
-            record.open.insert(id, seq);
+            record.open.insert(id, at_stake);
             record.suspects.remove(&id);
         })?)
     }

@@ -383,6 +383,14 @@ impl Deals {
         }
         let mut actions: Vec<Action> =
             self.unanchored(cell, &deal).into_iter().map(|head| Action::Anchor { head }).collect();
+        // Nobody settles a deal before these are dealt with.
+        let overdue = self.chain.view(|l| {
+            let tick = l.state().totals().ticks;
+            let challenges =
+                l.state().challenges_of(cell.id).filter(|(_, challenge)| challenge.is_over(tick));
+            challenges.map(|(challenger, _)| challenger).collect::<Vec<_>>()
+        })?;
+        actions.extend(overdue.into_iter().map(|challenger| Action::Forfeit { deal: cell.id, challenger }));
         let ticks = self.chain.view(|l| l.state().totals().ticks)?;
         if deal.can_be_settled(ticks, unix_now_s()) {
             actions.push(Action::Settle { deal: cell.id });
@@ -391,7 +399,10 @@ impl Deals {
             match taken {
                 // The provider was faster.
                 Err(SubmitError::NotTaken(refused))
-                    if matches!(refused.code.as_str(), "no_such_deal" | "not_due" | "stale_head") => {}
+                    if matches!(
+                        refused.code.as_str(),
+                        "no_such_deal" | "not_due" | "stale_head" | "no_such_challenge"
+                    ) => {}
                 taken => drop(taken?),
             }
         }

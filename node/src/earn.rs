@@ -30,6 +30,7 @@ use spare_market::tab::{READ_STEP_BYTES, Standing, Tab, TabError};
 use spare_market::voucher::{AHEAD_MAX, Voucher, VoucherError};
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::chain::{Chain, ChainError};
@@ -64,8 +65,10 @@ struct Record {
     anchored: Vec<u64>,
     /// Whether a head that is not on the ledger removed shards, which can go once it is.
     is_releasing: bool,
-    /// The period in which it was last tried to start claims.
-    tried_claims_in: Option<u64>,
+    /// The period in which it was last tried to start claims, and how often.
+    tried_claims: (u64, u32),
+    /// While claims go on: the last period that was over when its voucher came, and for how many in a row that was so.
+    kept_up: (u64, u64),
 }
 
 /// A deal and whose it is.
@@ -132,6 +135,8 @@ pub struct Earner {
     deals: Mutex<BTreeMap<DealId, Arc<Cell>>>,
     /// Bytes of shards that no head covers, by owner.
     fresh_bytes: Mutex<HashMap<PublicKey, u64>>,
+    /// There is something to tell the ledger without delay.
+    wake: Notify,
     /// Held while heads of an owner are countersigned or its shards deleted; owners share these.
     owners: Vec<Mutex<()>>,
 }
@@ -211,6 +216,7 @@ impl Earner {
             volume,
             deals: Mutex::new(deals),
             fresh_bytes: Mutex::new(fresh_bytes),
+            wake: Notify::new(),
             owners: (0..64).map(|_| Mutex::default()).collect(),
         })
     }
@@ -257,7 +263,8 @@ impl Earner {
             node: self.node_key.public(),
             price,
             read_price,
-            collateral: self.collateral.min(free.unwrap_or_default()),
+            // Half of what is there, so that strangers who open deals do not lock up all of it.
+            collateral: self.collateral.min(Amount(free.unwrap_or_default().0 / 2)),
             expires_s: unix_now_s() + TERMS_LIFE_S,
             salt: rand::random(),
         };
@@ -282,9 +289,11 @@ impl Earner {
             return Err(no_deal("the deal is not between the two of us"));
         }
         let mut deals = self.deals.lock().expect("no holder panics");
-        if let Some(cell) = deals.get(&id) {
+        if let Some(cell) = deals.get(&id).cloned() {
+            // A record is never waited for while all deals are locked.
+            drop(deals);
             cell.lock().follow(&deal);
-            return Ok((cell.clone(), deal));
+            return Ok((cell, deal));
         }
         let of_owner = deals.values().filter(|cell| cell.client == *owner);
         if of_owner.count() >= DEALS_PER_CLIENT_MAX {
@@ -302,7 +311,8 @@ impl Earner {
             redeemed_in: self.period(),
             anchored: Vec::new(),
             is_releasing: false,
-            tried_claims_in: None,
+            tried_claims: (0, 0),
+            kept_up: (0, 0),
         };
         self.meta.note(Batch::default().put(Table::Deals, &record_key(id), &record)).map_err(internal)?;
         let cell = Cell::new(record);
@@ -379,10 +389,10 @@ impl Earner {
             return Err(bad(format!("it holds from period {}, and now is period {now}", head.head.from)));
         }
         let mut next = record.clone();
-        next.tab.take_head(id, &record.terms, head, self.period_s()).map_err(refused)?;
         let _owner = self.owner_lock(owner);
         let mut batch = Batch::default();
-        self.keep_anchored(id, &deal, &mut next, &mut batch).map_err(internal)?;
+        self.keep_superseded(id, &deal, &mut next, &mut batch)?;
+        next.tab.take_head(id, &record.terms, head, self.period_s()).map_err(refused)?;
         next.is_releasing |= !remove.is_empty();
         let changed = self.changed_set(owner, id, add, remove, &mut batch)?;
         let sum = sets::commitment(&self.meta, id, &changed.add, remove).map_err(internal)?;
@@ -443,6 +453,7 @@ impl Earner {
                     taken => taken.map_err(refused)?,
                 }
                 next.voucher = Some(signed.raw().clone());
+                next.note_kept_up(voucher.paid_through, now);
                 if voucher.paid_through > before {
                     // What was wrong is mended.
                     let mut batch = Batch::default();

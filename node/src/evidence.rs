@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use spare_market::deal::DealId;
-use spare_market::head::FullHead;
+use spare_market::head::{FullHead, HeadError};
 use spare_market::keys::PublicKey;
 use spare_market::receipt::{ReadAnswer, Transcript};
 use spare_market::signed::{NetworkId, SignedBytes, SignedError};
@@ -17,7 +17,7 @@ use spare_proofs::sumtree::{SetError, Sum, SumProof};
 use spare_proofs::tree::{Next, PAIR_BYTES, Root, Verifier, VerifyError, group_entry, stream_shape};
 
 use crate::frames::{Request, decode};
-use crate::limits::EVIDENCE_MAX_BYTES;
+use crate::limits::{EVIDENCE_MAX_BYTES, EVIDENCE_READ_MAX_BYTES, SHARD_MAX_BYTES};
 
 /// A read as it went, with the provider's signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,9 @@ pub enum EvidenceError {
     /// The answer is signed by another node.
     #[error("the answer is not signed by the node that signed the head")]
     OtherNode,
+    /// No provider countersigns such a head.
+    #[error(transparent)]
+    Head(#[from] HeadError),
     /// The shard is not in the head's set.
     #[error("the shard is not in the head's set: {0}")]
     Set(#[from] SetError),
@@ -136,11 +139,13 @@ impl Evidence {
             return Err(EvidenceError::OtherNetwork);
         }
         let head = *head.check(expected, node)?.value().v1();
+        head.check_bounds()?;
         member.verify(&Sum { bytes: head.bytes, hash: head.set_root }, *position)?;
         let shard = member.member;
         let request = decode::<Request>(&read.request)?;
         let Request::Read { root, start, end, .. } = request else { return Err(EvidenceError::OtherRequest) };
-        if root != shard.root || start >= end || end > shard.bytes {
+        let is_of_shard = root == shard.root && start < end && end <= shard.bytes;
+        if !is_of_shard || end - start > EVIDENCE_READ_MAX_BYTES || shard.bytes > SHARD_MAX_BYTES {
             return Err(EvidenceError::OtherRequest);
         }
         let answer = read.answer.clone().check::<ReadAnswer>(expected)?;
@@ -212,7 +217,7 @@ mod tests {
         };
         let head = Signed::new(Head::V1(head), NETWORK, &key(1)).raw().clone();
         let head = FullHead::countersign(head, NETWORK, &key(2));
-        let end = (len as u64).min(20_000);
+        let end = (len as u64).min(EVIDENCE_READ_MAX_BYTES);
         let request = to_bytes(&Request::Read { root: tree.root(), start: 0, end, nonce: [5; 16] });
         let mut stream = Vec::new();
         for item in tree.plan(0..end) {

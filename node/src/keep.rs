@@ -190,7 +190,8 @@ async fn tell(client: &Client, cell: &Cell) {
     };
     let telling = client.peers.with_session(&cell.node, async |session| session.notice(notice).await);
     match timeout(AUDIT_WITHIN, telling).await {
-        Ok(Ok(())) => standings.told(&cell.node),
+        // Who does not want to hear of it was told all the same.
+        Ok(Ok(()) | Err(PeerError::Refused(_))) => standings.told(&cell.node),
         Ok(Err(error)) => {
             tracing::debug!(node = %cell.node, %error, "a provider could not be told of a failed audit")
         }

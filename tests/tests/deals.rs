@@ -163,24 +163,22 @@ async fn each_bad_voucher_is_refused_by_its_code_and_each_good_one_is_paid_once(
     let too_many = Request::Vouchers { vouchers: vec![two.clone(); 32] };
     assert_eq!(client.refused(too_many).await, RefusalCode::TooLarge);
 
-    // The provider has its newest voucher paid, once; the ledger refuses the rest whoever brings it.
+    // The provider has its newest voucher paid, once; the ledger takes none from a client, which could void better ones by it.
     let withdrawn = tokio::task::block_in_place(|| net.providers[0].ok(&["withdraw"]));
     assert_eq!(withdrawn["amount"], Amount(due(2)).to_string());
     let again = tokio::task::block_in_place(|| net.providers[0].ok(&["withdraw"]));
     assert_eq!(again["amount"], "0");
     let redeem = |voucher: &SignedBytes| Action::Redeem { voucher: voucher.clone() };
-    let refused = [(&two, "stale_voucher"), (&one, "stale_voucher"), (&elsewhere, "bad_voucher")];
-    for (voucher, code) in refused.into_iter().chain([(&void, "voucher_epoch"), (&nowhere, "no_such_deal")]) {
+    let refused = [(&two, "not_a_party"), (&one, "not_a_party"), (&elsewhere, "bad_voucher")];
+    for (voucher, code) in refused.into_iter().chain([(&void, "not_a_party"), (&nowhere, "no_such_deal")]) {
         assert_eq!(client.submit(redeem(voucher)).await, Err(code.to_owned()));
     }
     let early = client.voucher(deal, Some(client.period() + 60), 0, due(90));
-    assert_eq!(client.submit(redeem(&early)).await, Err("voucher_early".into()));
     let mut other = Stranger::greeted(&net, 61).await;
     assert_eq!(other.submit(redeem(&early)).await, Err("unknown_signer".into()));
     other.become_client(&net, "1").await;
     let forged = other.voucher(deal, through(3), 0, due(3));
     assert_eq!(other.submit(redeem(&forged)).await, Err("not_a_party".into()));
-    assert_eq!(client.submit(redeem(&forged)).await, Err("bad_voucher".into()));
 
     // A voucher that was signed beforehand is of no use before its time, and then it is.
     let ahead = client.period() + 2;

@@ -99,7 +99,7 @@ fn info(side: &str, with: PublicKey, deal: &Standing, period_s: u32) -> DealInfo
         month: month_of(deal.tab.rate(), period_s).to_string(),
         escrow: deal.on_ledger.escrow.to_string(),
         collateral: deal.on_ledger.collateral.to_string(),
-        claiming: deal.on_ledger.claiming.is_some(),
+        claiming: deal.on_ledger.claiming.is_some_and(|claiming| claiming.is_on()),
         promised: deal.promised().to_string(),
         paid: deal.on_ledger.paid.to_string(),
         fee: deal.on_ledger.fee.to_string(),
@@ -256,7 +256,7 @@ fn exposed_alerts(node: &Node) -> Result<Vec<String>, ApiError> {
     let Some(earner) = &node.earner else { return Ok(Vec::new()) };
     let alert = |(id, deal): (DealId, Deal)| {
         let mut words = Vec::new();
-        if deal.claiming.is_some() {
+        if deal.claiming.is_some_and(|claiming| claiming.is_on()) {
             words.push(
                 "its client gives no vouchers, so payment is claimed on the ledger each period".to_owned(),
             );

@@ -71,7 +71,6 @@ impl Deals {
         drop(counting);
         let Some(cell) = &cell else { return result };
         let place = Place { root, shard_bytes, start: range.start, end: range.end };
-        self.judge(cell, place, &result);
         let is_due =
             matches!(&result, Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::PaymentDue);
         let is_unfunded =
@@ -82,6 +81,7 @@ impl Deals {
             let _counting = count();
             result = self.peers.read(node, root, shard_bytes, range, received).await;
         }
+        self.judge(cell, place, &result);
         let on_tab = cell.lock().tab.unpaid_read_bytes();
         let unpaid = cell.read_bytes.load(Ordering::Relaxed).saturating_add(on_tab);
         if unpaid >= PAY_READS_BYTES && cell.turn.try_lock().is_ok() {
@@ -207,7 +207,8 @@ impl Deals {
             next.failed_in = running;
             let over: Vec<u64> = over;
             for failed in over.into_iter().filter(|failed| Some(*failed) > promised) {
-                next.tab.skip(failed)?;
+                // What is too long ago to be told is paid.
+                let _ = next.tab.skip(failed);
             }
         }
         if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {

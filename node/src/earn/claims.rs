@@ -34,6 +34,12 @@ use crate::unix_now_s;
 
 /// Draws whose burning the collateral is filled up to when claims begin, as far as there is money.
 const PLEDGED_SHARES: u128 = 2 * CLAIM_DRAWS as u128;
+/// Times in a period that it is tried to start claims: each step of it waits for the one before to be on the ledger.
+const CLAIM_TRIES_MAX: u32 = 8;
+/// Most sets of a deal's heads that are kept beside the newest one's.
+const ANCHORED_MAX: usize = 6;
+/// Periods in a row for which a voucher has to come in time before claims end: who signs now and then is claimed from on.
+const KEPT_UP_PERIODS: u64 = 3;
 /// Where the last period in which this node ran is noted.
 const RUNNING_KEY: &[u8] = b"ran in period";
 /// Where the periods are noted in which it did not.
@@ -78,7 +84,26 @@ fn anchored_set(meta: &Meta, deal: DealId, seq: u64) -> Result<Vec<Member>, Meta
     Ok(members)
 }
 
+/// Whether the ledger can be asked about what a deal's provider holds.
+fn is_exposed(deal: &Deal) -> bool {
+    deal.collateral > Amount::ZERO || deal.claiming.is_some() || deal.challenges > 0
+}
+
 impl Record {
+    /// Notes that a voucher for storage through `through` came in period `now`.
+    pub(super) fn note_kept_up(&mut self, through: Option<u64>, now: u64) {
+        if through != now.checked_sub(1) || self.kept_up.0 == now {
+            return;
+        }
+        let in_a_row = if self.kept_up.0 + 1 == now { self.kept_up.1 + 1 } else { 1 };
+        self.kept_up = (now, in_a_row);
+    }
+
+    /// Whether vouchers come in time again, so that claims can end.
+    pub(super) fn keeps_up(&self) -> bool {
+        self.kept_up.1 >= KEPT_UP_PERIODS
+    }
+
     /// Goes on from what the ledger settled by claims. Returns whether that changed anything.
     pub(super) fn follow(&mut self, deal: &Deal) -> bool {
         let before = self.tab.clone();
@@ -110,19 +135,30 @@ impl Earner {
         Ok(false)
     }
 
-    /// Keeps the set of the newest head, if that is the ledger's, before anything changes it.
-    pub(super) fn keep_anchored(
+    /// Keeps the set of the newest head before another supersedes it, if the ledger has it or may come to have it: either side can put it there.
+    ///
+    /// # Errors
+    /// The refusal to send, while the ledger has to catch up with too many.
+    pub(super) fn keep_superseded(
         &self,
         id: DealId,
         deal: &Deal,
         record: &mut Record,
         batch: &mut Batch,
-    ) -> Result<(), MetaError> {
-        let Some(head) = record.tab.head().filter(|head| deal.head.is_some_and(|on| on.hash == head.hash))
-        else {
+    ) -> Result<(), Refusal> {
+        if !is_exposed(deal) || record.tab.bytes() == 0 {
             return Ok(());
-        };
-        let seq = head.head.seq;
+        }
+        if record.anchored.len() >= ANCHORED_MAX {
+            self.wake.notify_one();
+            let why = "the ledger has to catch up with this deal's heads first; try again in a moment";
+            return Err(Refusal::new(RefusalCode::Busy, why));
+        }
+        self.keep_set(id, record, batch).map_err(internal)
+    }
+
+    fn keep_set(&self, id: DealId, record: &mut Record, batch: &mut Batch) -> Result<(), MetaError> {
+        let Some(seq) = record.tab.head().map(|head| head.head.seq) else { return Ok(()) };
         if !record.anchored.contains(&seq) {
             for member in sets::all(&self.meta, id)? {
                 batch.put(Table::Anchored, &anchored_key(id, &member.root, seq), &member.bytes);
@@ -130,6 +166,19 @@ impl Earner {
             record.anchored.push(seq);
         }
         Ok(())
+    }
+
+    /// Keeps the set of the newest head, if that is the ledger's.
+    fn keep_anchored(
+        &self,
+        id: DealId,
+        deal: &Deal,
+        record: &mut Record,
+        batch: &mut Batch,
+    ) -> Result<(), MetaError> {
+        let is_anchored =
+            record.tab.head().is_some_and(|head| deal.head.is_some_and(|on| on.hash == head.hash));
+        if is_anchored { self.keep_set(id, record, batch) } else { Ok(()) }
     }
 
     /// Forgets the sets of heads that nobody can ask about any more; what is in no other can be deleted then.
@@ -171,18 +220,22 @@ impl Earner {
         let challenged: Vec<u64> = self
             .chain
             .view(|l| l.state().challenges_of(id).map(|(_, challenge)| challenge.head.head.seq).collect())?;
-        let on_ledger = [deal.head, deal.prior].into_iter().flatten().map(|head| head.head.seq);
-        let kept: Vec<u64> = on_ledger.chain(challenged).collect();
+        let tick = self.chain.view(|l| l.state().totals().ticks)?;
+        let on_ledger = [deal.head, deal.head_before(tick)].into_iter().flatten().map(|head| head.head.seq);
+        let newest = deal.head.map_or(0, |head| head.head.seq);
+        // What is newer than the ledger's may be put there yet.
+        let coming = record.anchored.iter().copied().filter(|seq| *seq > newest && is_exposed(deal));
+        let kept: Vec<u64> = on_ledger.chain(challenged).chain(coming).collect();
         self.forget_anchored(id, &kept, &mut next, &mut batch)?;
         if next != *record {
             self.meta.commit(batch.put(Table::Deals, &super::record_key(id), &next))?;
             *record = next;
         }
-        let is_exposed = deal.collateral > Amount::ZERO || deal.claiming.is_some() || deal.challenges > 0;
         let is_unknown = deal.head.is_some_and(|head| !record.anchored.contains(&head.head.seq));
-        Ok(is_exposed
-            && record.tab.is_ahead_of(deal)
-            && (is_unknown || record.is_releasing || deal.claiming.is_some()))
+        let is_claimed = deal.claiming.is_some_and(|claiming| claiming.is_on());
+        let has_many = record.anchored.len() > ANCHORED_MAX / 2;
+        let is_called_for = is_unknown || record.is_releasing || is_claimed || has_many;
+        Ok(is_exposed(deal) && record.tab.is_ahead_of(deal) && is_called_for)
     }
 
     /// Notes that this node runs, and in which periods it did not.
@@ -221,41 +274,54 @@ impl Earner {
         let unpaid = record.tab.unpaid_since().map_or(0, |since| now.saturating_sub(since));
         let period_s = u64::from(self.period_s());
         let into_period_s = unix_now_s().saturating_sub(self.genesis.v1().started_s) % period_s;
-        let is_due = deal.claiming.is_none()
+        let is_on = deal.claiming.is_some_and(|claiming| claiming.is_on());
+        if record.tried_claims.0 != now {
+            record.tried_claims = (now, 0);
+        }
+        let is_due = !is_on
             && record.tab.bytes() > 0
             && record.terms.price > StoragePrice(0)
             && deal.escrow > Amount::ZERO
             && self.claim_after_periods > 0
             && unpaid >= self.claim_after_periods
             && 2 * into_period_s >= period_s
-            && record.tried_claims_in != Some(now);
+            && record.tried_claims.1 < CLAIM_TRIES_MAX;
+        // While claims go on, heads may make them dearer than what is pledged.
         if !is_due {
-            return Ok(Vec::new());
+            return if is_on { self.pledges(id, deal, record) } else { Ok(Vec::new()) };
         }
-        record.tried_claims_in = Some(now);
+        record.tried_claims.1 += 1;
         let rate = record.tab.rate().floor();
-        let share = draw_share(rate);
-        let free = self.chain.view(|l| l.state().account(&self.account).free)?;
-        let wanted = Amount(share.0 * PLEDGED_SHARES).saturating_sub(deal.collateral);
-        let pledge = wanted.min(free);
-        if rate == Amount::ZERO || deal.collateral.0 + pledge.0 < share.0 {
-            tracing::info!(deal = %id, needed = %share, "no voucher came, and there is no money to pledge, which claiming takes");
+        let mut actions = self.pledges(id, deal, record)?;
+        if rate == Amount::ZERO || (actions.is_empty() && deal.collateral < draw_share(rate)) {
+            tracing::info!(deal = %id, needed = %draw_share(rate), "no voucher came, and there is no money to pledge, which claiming takes");
             return Ok(Vec::new());
         }
-        tracing::info!(deal = %id, unpaid_periods = unpaid, "no voucher came: claims on the ledger begin");
-        let mut actions = Vec::new();
-        let promised = record.tab.promised().map_or(Amount::ZERO, |v| v.total);
-        if promised > deal.paid {
+        // Claims void what is promised and not paid, so that is redeemed before; they are under the head that the ledger has.
+        if record.tab.promised().is_some_and(|v| v.total > deal.paid) {
             actions.extend(record.voucher.clone().map(|voucher| Action::Redeem { voucher }));
         }
         if record.tab.is_ahead_of(deal) {
             actions.extend(record.head.clone().map(|head| Action::Anchor { head }));
         }
-        if pledge > Amount::ZERO {
-            actions.push(Action::Pledge { deal: id, amount: pledge });
+        if actions.is_empty() {
+            tracing::info!(deal = %id, unpaid_periods = unpaid, "no voucher came: claims on the ledger begin");
+            actions.push(Action::StartClaims { deal: id });
         }
-        actions.push(Action::StartClaims { deal: id });
         Ok(actions)
+    }
+
+    /// What is to be pledged so that a deal can be claimed for, as far as there is money.
+    fn pledges(&self, id: DealId, deal: &Deal, record: &Record) -> Result<Vec<Action>, EarnError> {
+        let share = draw_share(record.tab.rate().floor());
+        let wanted = Amount(share.0.saturating_mul(PLEDGED_SHARES)).saturating_sub(deal.collateral);
+        // Not for every small change.
+        if wanted.0 <= share.0.saturating_mul(PLEDGED_SHARES) / 2 {
+            return Ok(Vec::new());
+        }
+        let free = self.chain.view(|l| l.state().account(&self.account).free)?;
+        let amount = wanted.min(free);
+        Ok((amount > Amount::ZERO).then_some(Action::Pledge { deal: id, amount }).into_iter().collect())
     }
 
     /// This tick's claim, if there is one to be made.
@@ -317,7 +383,11 @@ impl Earner {
         for (challenger, challenge) in challenges {
             let positions = match challenge.is_superseded(deal) {
                 true => Vec::new(),
-                false if challenge.is_over(totals.ticks) => continue,
+                // Nobody settles a deal before this is dealt with.
+                false if challenge.is_over(totals.ticks) => {
+                    answers.push(Action::Forfeit { deal: id, challenger });
+                    continue;
+                }
                 false => match challenge.positions(id, &challenger, &totals) {
                     Some(positions) => positions,
                     None => continue,
@@ -370,7 +440,8 @@ impl Earner {
         let node = self.node_key.public();
         self.chain.view(|l| {
             let deals = l.state().deals_of(&self.account).filter(|(_, deal)| deal.terms.node == node);
-            let exposed = deals.filter(|(_, deal)| deal.claiming.is_some() || deal.challenges > 0);
+            let exposed =
+                deals.filter(|(_, deal)| deal.claiming.is_some_and(|c| c.is_on()) || deal.challenges > 0);
             exposed.map(|(id, deal)| (id, deal.clone())).collect()
         })
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use spare_market::amount::{Amount, StoragePrice};
 use spare_market::block::Ledger;
 use spare_market::deal::{Deal, DealId, Status};
+use spare_market::keys::PublicKey;
 use spare_market::signed::SignedBytes;
 use spare_market::tx::Action;
 use spare_market::voucher::{Voucher, VoucherV1};
@@ -53,7 +54,10 @@ impl Earner {
             }
             // A block may have closed a deal.
             sleep(LOOK_EVERY.0).await;
-            let _ = timeout(every, height.changed()).await;
+            let something = async {
+                tokio::select! { _ = height.changed() => {} () = self.wake.notified() => {} }
+            };
+            let _ = timeout(every, something).await;
         }
     }
 
@@ -76,9 +80,31 @@ impl Earner {
         }
         actions.extend(self.claim()?);
         if is_sweeping {
-            self.sweep()?;
+            self.take_up_unasked()?;
+            // What else is to be done does not wait for the disk.
+            if let Err(error) = self.sweep() {
+                tracing::error!(%error, "what is no longer needed could not be deleted");
+            }
         }
         Ok(actions)
+    }
+
+    /// Takes up deals on the ledger whose clients never asked for anything, so that they are closed some day and give back what is pledged.
+    fn take_up_unasked(&self) -> Result<(), EarnError> {
+        let node = self.node_key.public();
+        let unasked: Vec<(DealId, PublicKey)> = {
+            let known = self.all();
+            self.chain.view(|l| {
+                let deals = l.state().deals_of(&self.account);
+                let own = deals.filter(|(id, deal)| deal.terms.node == node && !known.contains_key(id));
+                own.map(|(id, deal)| (id, deal.terms.client)).collect()
+            })?
+        };
+        for (id, client) in unasked {
+            // One client's are bounded.
+            let _ = self.deal(&client, id);
+        }
+        Ok(())
     }
 
     /// Takes vouchers that were signed beforehand, once their period is over.
@@ -126,7 +152,7 @@ impl Earner {
         let is_large = open.0 > deal.escrow.0 / 2;
         let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;
         // A voucher ends claims.
-        let is_back = deal.claiming.is_some();
+        let is_back = deal.claiming.is_some_and(|claiming| claiming.is_on()) && record.keeps_up();
         let is_due = is_large || is_old || is_dry || is_closing || is_back;
         if open > Amount::ZERO && deal.escrow > Amount::ZERO && is_due {
             actions.extend(record.voucher.clone().map(|voucher| Action::Redeem { voucher }));
