@@ -32,8 +32,9 @@ use crate::limits::{
     SESSIONS_PER_PEER_MAX, SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout, count_down,
 };
 use crate::market::Market;
+use crate::reach::dial_back::DialBack;
 use crate::shards::{Incoming, ShardError};
-use crate::transport::Wire;
+use crate::transport::{Direct, Wire};
 use crate::unix_now_s;
 
 /// Why a session ended other than by the peer hanging up between requests.
@@ -71,6 +72,8 @@ pub struct Answerer {
     index_transfers: tokio::sync::Semaphore,
     /// Lists of blocks, each of which is in memory whole, and snapshots on their way.
     block_transfers: Mutex<HashMap<Subnet, usize>>,
+    /// Dials askers' ports back, if this node does.
+    dial_back: Option<DialBack>,
     /// Transactions submitted in the minute that began then.
     submissions: Mutex<(Instant, HashMap<Subnet, usize>)>,
 }
@@ -129,8 +132,15 @@ impl Answerer {
             sessions: Mutex::default(),
             index_transfers,
             block_transfers: Mutex::default(),
+            dial_back: None,
             submissions: Mutex::new((Instant::now(), HashMap::new())),
         }
+    }
+
+    /// Has it dial askers' own ports back as well.
+    #[must_use]
+    pub fn dialling_back(self, direct: Arc<Direct>) -> Self {
+        Self { dial_back: Some(DialBack::new(direct)), ..self }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
@@ -241,6 +251,10 @@ impl Answerer {
                 })
                 .await?
             }
+            Request::DialBack { service, port } => match &self.dial_back {
+                Some(dial_back) => dial_back.answer(wire.peer, wire.remote_ip, service, port).await,
+                None => Err(Refusal::new(RefusalCode::Unavailable, "this node does not dial back")),
+            },
         };
         let response = result.unwrap_or_else(Response::Refused);
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &response)).await

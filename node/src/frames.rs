@@ -25,11 +25,13 @@
 //!   Vouchers                -> <- Done
 //!   DealState               -> <- DealState
 //!   DealSet                 -> <- DealSet
+//!   DialBack                -> <- DialledBack
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
 
 use std::io;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use spare_market::deal::DealId;
@@ -150,6 +152,34 @@ pub enum Request {
         /// The last shard of the page before.
         after: Option<Root>,
     },
+    /// Dial one of the asker's own ports, at the address that the asker is seen at and no other, and say what came of it.
+    DialBack {
+        /// What listens there.
+        service: Service,
+        /// The UDP port.
+        port: u16,
+    },
+}
+
+/// What listens on one of a node's two UDP ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Service {
+    /// libp2p: finds peers, and carries `spare/1` where no direct connection can be made.
+    Libp2p,
+    /// Direct transfers.
+    Direct,
+}
+
+/// What came of dialling back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dialled {
+    /// The asker answered, and proved its node key.
+    Answered,
+    /// Nothing came back in time.
+    Silent,
+    /// Something else answered, or the dial failed at once.
+    Failed,
 }
 
 /// What an answerer says.
@@ -233,6 +263,13 @@ pub enum Response {
         members: Vec<Member>,
         /// Whether there are more after these.
         more: bool,
+    },
+    /// What came of dialling back.
+    DialledBack {
+        /// The address that the asker is seen at, and was dialled at.
+        ip: IpAddr,
+        /// The outcome.
+        outcome: Dialled,
     },
 }
 
@@ -441,6 +478,12 @@ mod tests {
         // length, variant 0, code 3 (no room), blame 1 (answerer), text
         let refused = Response::Refused(Refusal::new(RefusalCode::NoRoom, "full"));
         assert_eq!(hex(&encode(&refused)), "08000000000301".to_owned() + "04" + &hex(b"full"));
+        // length, variant 17, direct, port as a varint
+        let dial_back = Request::DialBack { service: Service::Direct, port: 4711 };
+        assert_eq!(hex(&encode(&dial_back)), "04000000".to_owned() + "1101e724");
+        // length, variant 18, IPv4, address, silent
+        let dialled = Response::DialledBack { ip: [192, 0, 2, 1].into(), outcome: Dialled::Silent };
+        assert_eq!(hex(&encode(&dialled)), "07000000".to_owned() + "1200c000020101");
         // length, variant 0, network, no grant
         let hello = Hello::V1 { network: NetworkId([1; 32]), grant: None };
         assert_eq!(hex(&encode(&hello)), format!("2200000000{}00", "01".repeat(32)));

@@ -11,11 +11,11 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | what users touch | [`api`], [`cli`], [`demo`], [`config`], [`home`] |
+//! | what users touch | [`api`], [`cli`], [`demo`], [`doctor`], [`config`], [`home`] |
 //! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
 //! | the provider's work | [`answer`], [`earn`], [`shards`] |
 //! | the ledger | [`market`], [`chain`] |
-//! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
+//! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`reach`], [`asks`] |
 //! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`limits`], [`crash`] |
 
 pub mod answer;
@@ -31,6 +31,7 @@ pub mod deals;
 pub mod demo;
 pub mod direct_io;
 pub mod discover;
+pub mod doctor;
 pub mod earn;
 pub mod frames;
 pub mod get;
@@ -43,6 +44,7 @@ pub mod meta;
 pub mod node;
 pub mod peers;
 pub mod put;
+pub mod reach;
 pub mod recover;
 pub mod sets;
 pub mod shards;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use spare::answer::Answerer;
 use spare::asks::AskBook;
 use spare::chain::Chain;
-use spare::config::Transport;
-use spare::discover::Discovery;
+use spare::config::{Relay, Transport};
+use spare::discover::{Discovery, Setup};
 use spare::earn::Earner;
 use spare::frames::{Hello, Refusal, RefusalCode, Request, Response, read_frame, write_frame};
 use spare::home::{Identity, Ticket};
@@ -126,14 +126,17 @@ impl HostileProvider {
         let direct = endpoint(&identity, subnet);
         let addr = direct.local_addr().expect("bound");
         let book_of_peers = book.clone();
-        let discovery = spare::discover::start(
-            identity.libp2p_keypair(),
+        let discovery = spare::discover::start(Setup {
+            keypair: identity.libp2p_keypair(),
             network,
-            [127, 0, subnet, 1].into(),
-            0,
+            listen: ([127, 0, subnet, 1], 0).into(),
             bootstrap,
             book,
-        )
+            reach: Arc::default(),
+            upnp_direct_port: None,
+            relay: Relay::Off,
+            is_looked_for: false,
+        })
         .await
         .expect("libp2p starts");
         let credentials =
@@ -142,7 +145,7 @@ impl HostileProvider {
             credentials,
             book_of_peers,
             direct.clone(),
-            discovery.control.clone(),
+            discovery.links.clone(),
             discovery.addresses.clone(),
             Arc::new(Traffic::default()),
             Transport::Auto,

@@ -1,6 +1,7 @@
 //! Support for the end-to-end tests, benches and simulations of Spare: real processes on loopback addresses.
 
 pub mod fuzz;
+pub mod homes;
 pub mod hostile;
 pub mod net;
 pub mod stranger;
