@@ -29,6 +29,7 @@ use utoipa_axum::routes;
 use crate::chain::ChainError;
 use crate::client::TransferState;
 use crate::deals::DealError;
+use crate::discover::is_relayed;
 use crate::doctor::Check;
 use crate::get::GetError;
 use crate::market::{AWAY_S, SubmitError};
@@ -301,6 +302,8 @@ pub struct ProviderInfo {
     pub read_price: String,
     /// Where it says it is.
     pub region: String,
+    /// Whether it can only be asked for through relays, and then reached by hole punching.
+    pub behind_nat: bool,
     /// Whether a libp2p connection with it stands.
     pub connected: bool,
     /// Whether it failed lately.
@@ -364,6 +367,7 @@ async fn list_asks(State(node): Shared, Query(query): Query<AsksQuery>) -> Json<
         price: p.ask.price.to_tb_month().to_string(),
         read_price: p.ask.read_price.to_tb().to_string(),
         region: p.ask.region.clone(),
+        behind_nat: p.libp2p_addrs().iter().any(is_relayed),
         connected: node.addresses.is_connected(&p.node),
         why: query.why.then(|| why.remove(&p.node).unwrap_or_else(|| "this node itself".to_owned())),
         node: p.node.to_string(),

@@ -14,6 +14,7 @@ mod links;
 mod mapping;
 mod observed;
 mod probes;
+mod punching;
 mod runner;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::asks::AskBook;
 use crate::config::Relay;
+use crate::limits::HELLO_TIMEOUT;
 use crate::reach::{Reach, Router};
 use behaviour::Behaviour;
 use mapping::Mapping;
@@ -85,6 +87,8 @@ pub struct Addresses {
     listening: Mutex<Vec<Multiaddr>>,
     circuits: Mutex<Vec<Multiaddr>>,
     relaying: Mutex<Relaying>,
+    /// Told when a connection stands.
+    arrived: Notify,
 }
 
 /// What this node does as a relay.
@@ -115,6 +119,22 @@ impl Addresses {
         connected.get(node).map_or(IpAddr::from([0, 0, 0, 0]), |(ip, _)| *ip)
     }
 
+    /// Where `node` was seen, from whom a stream came. Its first stream may be there before the swarm says that it is connected.
+    pub async fn ip_of_asker(&self, node: &PublicKey) -> IpAddr {
+        let known = async {
+            loop {
+                let arrived = self.arrived.notified();
+                if self.is_connected(node) {
+                    return;
+                }
+                arrived.await;
+            }
+        };
+        // One that is gone already is seen nowhere.
+        let _ = tokio::time::timeout(HELLO_TIMEOUT, known).await;
+        self.ip(node)
+    }
+
     /// The multiaddrs this node listens on.
     pub fn listening(&self) -> Vec<Multiaddr> {
         self.listening.lock().expect("no holder panics").clone()
@@ -141,6 +161,7 @@ impl Addresses {
         let (seen, count) = connected.entry(node).or_insert((ip, 0));
         *seen = ip;
         *count += 1;
+        self.arrived.notify_waiters();
     }
 
     fn remove_connection(&self, node: &PublicKey) {

@@ -478,9 +478,9 @@ mod tests {
         // length, variant 0, code 3 (no room), blame 1 (answerer), text
         let refused = Response::Refused(Refusal::new(RefusalCode::NoRoom, "full"));
         assert_eq!(hex(&encode(&refused)), "08000000000301".to_owned() + "04" + &hex(b"full"));
-        // length, variant 17, direct, port as a varint
+        // length, variant 16, direct, port as a varint
         let dial_back = Request::DialBack { service: Service::Direct, port: 4711 };
-        assert_eq!(hex(&encode(&dial_back)), "04000000".to_owned() + "1101e724");
+        assert_eq!(hex(&encode(&dial_back)), "04000000".to_owned() + "1001e724");
         // length, variant 18, IPv4, address, silent
         let dialled = Response::DialledBack { ip: [192, 0, 2, 1].into(), outcome: Dialled::Silent };
         assert_eq!(hex(&encode(&dialled)), "07000000".to_owned() + "1200c000020101");

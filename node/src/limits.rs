@@ -61,7 +61,7 @@ pub const LIBP2P_CONNECTIONS_PER_PEER_MAX: u32 = 4;
 /// Resident memory above which no further libp2p connection is accepted.
 pub const LIBP2P_MEMORY_MAX_BYTES: usize = 1 << 30;
 /// Most addresses of this node that peers report and that are looked into, within [`CANDIDATES_WINDOW`].
-pub const CANDIDATES_MAX: usize = 16;
+pub const CANDIDATES_MAX: usize = 8;
 /// Most such addresses that are taken from one network (/24, IPv6: /48).
 pub const CANDIDATES_PER_SUBNET_MAX: usize = 2;
 /// The time in which reported addresses are counted.
@@ -86,6 +86,8 @@ pub const CONNECTS_MAX: usize = 64;
 pub const CONNECT_WAITERS_MAX: usize = 64;
 /// Time for a hole to be punched, once a circuit through a relay stands. libp2p tries three times, each for up to 5 s.
 pub const PUNCH_TIMEOUT: Duration = Duration::from_secs(12);
+/// Most addresses of a peer that are dialled at once to punch a hole.
+pub const PUNCH_ADDRESSES_MAX: usize = 8;
 /// Relays at which a node that cannot be reached reserves a slot.
 pub const RELAYS_WANTED: usize = 2;
 /// As a relay: most peers with a reservation.

@@ -247,8 +247,12 @@ impl Node {
             use futures::StreamExt;
             while let Some((peer, stream)) = incoming.next().await {
                 let Some(node) = node_key(&peer) else { continue };
-                let (recv, send) = tokio::io::split(stream.compat());
-                serve(Wire::new(recv, SendHalf::other(send), node, addresses.ip(&node), &traffic));
+                let (addresses, traffic, serve) = (addresses.clone(), traffic.clone(), serve.clone());
+                tokio::spawn(async move {
+                    let ip = addresses.ip_of_asker(&node).await;
+                    let (recv, send) = tokio::io::split(stream.compat());
+                    serve(Wire::new(recv, SendHalf::other(send), node, ip, &traffic));
+                });
             }
         });
         Ok(())

@@ -437,7 +437,8 @@ fn failed(finding: &Finding) -> String {
     }
 }
 
-fn short(node: &PublicKey) -> String {
+/// As much of a node key as people are shown.
+pub(crate) fn short(node: &PublicKey) -> String {
     let mut text = node.to_string();
     text.truncate(12);
     text
@@ -503,7 +504,9 @@ mod tests {
     fn behind_a_nat_a_relay_and_no_failure_make_the_difference() {
         let reach = Reach::new(4710, 4711);
         let both = [Service::Libp2p, Service::Direct];
-        both.map(|s| found(&reach, s, 1, OUTSIDE, Dialled::Silent, NOW_S));
+        for service in both {
+            found(&reach, service, 1, OUTSIDE, Dialled::Silent, NOW_S);
+        }
         let report = &reach.report(NOW_S)[0];
         assert_eq!(report.how, How::Unreachable);
         assert!(report.why.contains("no connected peer is a relay"), "{}", report.why);

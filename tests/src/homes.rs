@@ -103,7 +103,7 @@ impl Homes {
             "internet",
             &format!(
                 "table ip block {{ chain through {{ type filter hook forward priority filter;
-                   meta l4proto udp ip saddr != {PUBLIC_IP} ip daddr != {PUBLIC_IP} drop; }} }}"
+                   meta l4proto udp ip saddr != {PUBLIC_IP} ip daddr != {PUBLIC_IP} drop; }}; }}"
             ),
         )
     }

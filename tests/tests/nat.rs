@@ -34,6 +34,16 @@ fn homes(nat: bool) -> Option<Homes> {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in self.providers.iter().chain([&self.public, &self.client]) {
+                eprintln!("--- log of {}\n{}", node.home.display(), node.log());
+            }
+        }
+    }
+}
+
 impl World {
     fn start(homes: Homes) -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -136,7 +136,8 @@ pub(super) async fn asks(context: &Context, why: bool) -> anyhow::Result<()> {
             "region"
         );
         for ask in asks {
-            let addr = ask.direct.first().map_or("no direct address", String::as_str);
+            let none = if ask.behind_nat { "behind a NAT" } else { "no direct address" };
+            let addr = ask.direct.first().map_or(none, String::as_str);
             let state = match (ask.failing, ask.connected) {
                 (true, _) => ", failed lately",
                 (false, true) => ", connected",

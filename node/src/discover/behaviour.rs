@@ -16,6 +16,7 @@ use super::direct_only::DirectOnly;
 use super::mapping::Mapping;
 use super::observed::Observed;
 use super::probes::Probes;
+use super::punching::Punching;
 use crate::limits::{
     GOSSIP_MAX_BYTES, LIBP2P_CONNECTIONS_MAX, LIBP2P_CONNECTIONS_PER_PEER_MAX, LIBP2P_MEMORY_MAX_BYTES,
     RELAY_CIRCUIT_LIFE, RELAY_CIRCUIT_MAX_BYTES, RELAY_CIRCUITS_MAX, RELAY_PER_IP_BURST,
@@ -30,7 +31,7 @@ pub(super) struct Behaviour {
     pub(super) memory_limits: memory_connection_limits::Behaviour,
     pub(super) relay: relay::Behaviour,
     pub(super) relayed: relay::client::Behaviour,
-    pub(super) dcutr: dcutr::Behaviour,
+    pub(super) dcutr: Punching,
     pub(super) identify: Observed,
     pub(super) ping: ping::Behaviour,
     pub(super) mapping: Toggle<Mapping>,
@@ -70,12 +71,15 @@ impl Behaviour {
         let identify = identify::Config::new(format!("/spare/1/{network}"), key.public())
             .with_agent_version(format!("spare/{}", env!("CARGO_PKG_VERSION")))
             .with_cache_size(0);
+        let mut relay = relay::Behaviour::new(peer, relay_config());
+        // Not by itself: libp2p would have a node behind a NAT be a relay, since it has an address, which leads through a relay.
+        relay.set_status(Some(relay::Status::Disable));
         Ok(Self {
             connection_limits: connection_limits::Behaviour::new(connections),
             memory_limits: memory_connection_limits::Behaviour::with_max_bytes(LIBP2P_MEMORY_MAX_BYTES),
-            relay: relay::Behaviour::new(peer, relay_config()),
+            relay,
             relayed,
-            dcutr: dcutr::Behaviour::new(peer),
+            dcutr: Punching::new(dcutr::Behaviour::new(peer)),
             identify: Observed::new(identify::Behaviour::new(identify)),
             ping: ping::Behaviour::default(),
             mapping: Toggle::from(mapping),

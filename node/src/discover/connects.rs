@@ -9,15 +9,18 @@
 //! The side that is asked for through a relay has nobody waiting, and goes through the same states from the circuit on.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
 use tokio::sync::oneshot;
 
 use crate::limits::{CONNECT_WAITERS_MAX, CONNECTS_MAX, DIAL_TIMEOUT, PUNCH_TIMEOUT};
-use crate::reach::punch_timed_out;
-use crate::transport::DialError;
+use crate::reach::{punch_timed_out, short};
+use crate::transport::{DialError, node_key};
+
+/// Time for a direct connection to stand on this side, once it stands on the other.
+const PUNCHED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Told how a connection came out.
 pub(super) type Waiter = oneshot::Sender<Result<(), DialError>>;
@@ -25,7 +28,7 @@ pub(super) type Waiter = oneshot::Sender<Result<(), DialError>>;
 struct Connecting {
     waiters: Vec<Waiter>,
     deadline: Instant,
-    /// The dial that was made first.
+    /// The dial that was made for it; none where another one was under way, or the other side dials.
     dial: Option<ConnectionId>,
     /// Whether a circuit through a relay stands, and holes are being punched.
     circuit: bool,
@@ -111,7 +114,16 @@ impl Connects {
     pub(super) fn dial_failed(&mut self, peer: PeerId, dial: ConnectionId, why: String) -> Option<Failed> {
         let connecting = self.0.get_mut(&peer)?;
         connecting.why = Some(why);
-        (!connecting.circuit && connecting.dial == Some(dial)).then(|| self.fail(peer)).flatten()
+        let is_over = !connecting.circuit && connecting.dial.is_none_or(|made| made == dial);
+        is_over.then(|| self.fail(peer)).flatten()
+    }
+
+    /// The circuit with `peer` ended. The other side may have ended it because it is connected, which this side sees in a moment.
+    pub(super) fn circuit_ended(&mut self, peer: &PeerId, now: Instant) {
+        if let Some(connecting) = self.0.get_mut(peer).filter(|connecting| connecting.circuit) {
+            connecting.deadline = connecting.deadline.min(now + PUNCHED_WITHIN);
+            connecting.why.get_or_insert_with(|| "the circuit through the relay ended".to_owned());
+        }
     }
 
     /// Punching was given up, by either side.
@@ -135,7 +147,7 @@ impl Connects {
 
     fn fail(&mut self, peer: PeerId) -> Option<Failed> {
         let mut connecting = self.0.remove(&peer)?;
-        let name = peer.to_string();
+        let name = node_key(&peer).map_or_else(|| peer.to_string(), |node| short(&node));
         let why = connecting.why.take();
         let (error, punch) = if connecting.circuit {
             let why = why.unwrap_or_else(punch_timed_out);
@@ -183,6 +195,22 @@ mod tests {
         assert!(failed.peer == peer && failed.punch.is_some());
         let error = told.try_recv().unwrap().unwrap_err().to_string();
         assert!(error.contains("is behind a NAT, hole punching failed: no packet got through"), "{error}");
+    }
+
+    #[test]
+    fn a_circuit_that_the_other_side_ends_leaves_time_for_its_connection() {
+        let (mut connects, peer, now) = (Connects::default(), PeerId::random(), Instant::now());
+        let (a, mut told) = waiter();
+        connects.want(peer, a, now);
+        connects.circuit(peer, now);
+        connects.circuit_ended(&peer, now);
+        assert!(connects.expired(now).is_empty());
+        assert!(connects.connected(&peer));
+        assert!(told.try_recv().unwrap().is_ok());
+        connects.circuit(peer, now);
+        connects.circuit_ended(&peer, now);
+        let failed = connects.expired(now + PUNCHED_WITHIN).pop().unwrap();
+        assert_eq!(failed.punch.unwrap(), "the circuit through the relay ended");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, autonat, dcutr, gossipsub, identify, relay};
 use spare_market::signed::SignedBytes;
 use spare_proofs::encode::{from_bytes, to_bytes};
@@ -208,14 +208,22 @@ impl Runner {
             return;
         }
         // A peer that is dialled through relays cannot be reached elsewhere, so nothing else is tried.
-        let is_open = !addresses.iter().any(is_relayed);
-        let opts = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses);
-        let opts = if is_open { opts.extend_addresses_through_behaviour().build() } else { opts.build() };
+        let opts = DialOpts::peer_id(peer);
+        let opts = if addresses.iter().any(is_relayed) {
+            opts.condition(PeerCondition::Always).addresses(addresses).build()
+        } else {
+            let opts = opts.condition(PeerCondition::DisconnectedAndNotDialing).addresses(addresses);
+            opts.extend_addresses_through_behaviour().build()
+        };
         let id = opts.connection_id();
-        self.connects.dialled(peer, id);
-        if let Err(error) = self.swarm.dial(opts) {
-            let failed = self.connects.dial_failed(peer, id, reason(&error));
-            failed.into_iter().for_each(|failed| self.gave_up(failed));
+        match self.swarm.dial(opts) {
+            Ok(()) => self.connects.dialled(peer, id),
+            // Another dial is under way, and counts for this one.
+            Err(DialError::DialPeerConditionFalse(_)) => {}
+            Err(error) => {
+                let failed = self.connects.dial_failed(peer, id, reason(&error));
+                failed.into_iter().for_each(|failed| self.gave_up(failed));
+            }
         }
     }
 
@@ -296,7 +304,7 @@ impl Runner {
             reservation.is_held = true;
             self.tell_relays();
         } else if !is_relayed(&address) {
-            if self.relay == Relay::On {
+            if self.relay == Relay::On && ip_of(&address).is_some_and(|ip| !ip.is_loopback()) {
                 // Its owner vouches for it.
                 self.swarm.add_external_address(address.clone());
             }
@@ -333,9 +341,7 @@ impl Runner {
                 circuits.retain(|circuit| *circuit != id);
                 if circuits.is_empty() {
                     self.circuits.remove(&peer);
-                    let why = "the relay ended the circuit".to_owned();
-                    let failed = self.connects.punch_failed(peer, why);
-                    failed.into_iter().for_each(|failed| self.gave_up(failed));
+                    self.connects.circuit_ended(&peer, Instant::now());
                 }
             }
             return;
@@ -515,15 +521,17 @@ fn root(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    cause.to_string().trim_end_matches('.').to_owned()
 }
 
 /// Why a dial failed, in as few words as will do.
-fn reason(error: &libp2p::swarm::DialError) -> String {
+fn reason(error: &DialError) -> String {
     match error {
-        libp2p::swarm::DialError::Transport(tried) => {
+        DialError::Transport(tried) => {
+            let at =
+                |addr: &Multiaddr| udp_addr(addr).map_or_else(|| addr.to_string(), |addr| addr.to_string());
             let mut whys: Vec<String> =
-                tried.iter().map(|(addr, why)| format!("{addr}: {}", root(why))).collect();
+                tried.iter().map(|(addr, why)| format!("at {}: {}", at(addr), root(why))).collect();
             whys.truncate(2);
             whys.join("; ")
         }
