@@ -201,12 +201,12 @@ fn of_folder(name: &str, path: &Path) -> Check {
         }
     };
     let finding = format!("{shown} can be written; {} MiB are free", free_bytes >> 20);
-    match free_bytes {
-        ..DISK_FREE_MIN_BYTES => {
-            bad(name, Level::Problem, finding, "free some space, or offer less (provide.size)")
-        }
-        ..DISK_FREE_LOW_BYTES => bad(name, Level::Warning, finding, "free some space soon"),
-        _ => ok(name, finding),
+    if free_bytes < DISK_FREE_MIN_BYTES {
+        bad(name, Level::Problem, finding, "free some space, or offer less (provide.size)")
+    } else if free_bytes < DISK_FREE_LOW_BYTES {
+        bad(name, Level::Warning, finding, "free some space soon")
+    } else {
+        ok(name, finding)
     }
 }
 
@@ -228,9 +228,9 @@ fn of_open_files() -> Check {
     let finding =
         limit.map_or("open files are not limited".to_owned(), |n| format!("up to {n} files may be open"));
     let advice = "raise the limit, for instance with LimitNOFILE=65536 in the service, or `ulimit -Hn 65536`";
-    match limit {
-        Some(..OPEN_FILES_MIN) => bad("open files", Level::Problem, finding, advice),
-        Some(..OPEN_FILES_LOW) => bad("open files", Level::Warning, finding, advice),
+    match limit.unwrap_or(u64::MAX) {
+        few if few < OPEN_FILES_MIN => bad("open files", Level::Problem, finding, advice),
+        few if few < OPEN_FILES_LOW => bad("open files", Level::Warning, finding, advice),
         _ => ok("open files", finding),
     }
 }

@@ -9,7 +9,7 @@
 //! A router masquerades as Linux does: it keeps the port where it can, and lets in only answers to what went out, from the same address and
 //! port. Needs root, and the programs `ip` and `nft`.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Address of the public host.
@@ -19,10 +19,16 @@ pub const PUBLIC_IP: &str = "203.0.113.2";
 pub struct Homes {
     prefix: String,
     names: Vec<String>,
+    /// What runs on a router, and its settings.
+    upnp: Option<(Child, tempfile::TempDir)>,
 }
 
 impl Drop for Homes {
     fn drop(&mut self) {
+        if let Some((child, _)) = &mut self.upnp {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         for name in &self.names {
             // Its interfaces, routes and rules go with it.
             let _ = Command::new("ip").args(["netns", "del", &self.full(name)]).status();
@@ -51,7 +57,7 @@ impl Homes {
         static BUILT: AtomicUsize = AtomicUsize::new(0);
         let number = BUILT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("spare-{}-{number}", std::process::id());
-        let mut homes = Self { prefix, names: Vec::new() };
+        let mut homes = Self { prefix, names: Vec::new(), upnp: None };
         homes.add("internet")?;
         homes.run("internet", &["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
         homes.add("public")?;
@@ -83,15 +89,48 @@ impl Homes {
         self.rules(
             &router,
             &format!(
-                "table ip home {{
+                "table inet home {{
                    chain out {{ type nat hook postrouting priority srcnat; oifname {wan} masquerade; }}
                    chain in {{ type filter hook input priority filter; policy drop;
                      ct state established,related accept; iifname != {wan} accept; }}
+                   chain opened {{ }}
+                   chain forwarded {{ }}
                    chain through {{ type filter hook forward priority filter; policy drop;
-                     ct state established,related accept; iifname != {wan} accept; }}
+                     ct state established,related accept; iifname != {wan} accept; jump opened; }}
+                   chain arrive {{ type nat hook prerouting priority dstnat; jump forwarded; }}
                  }}"
             ),
         )
+    }
+
+    /// Has the router of a home forward ports to whoever in it asks by UPnP. Needs the program `miniupnpd`, in the version for nftables.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn speak_upnp(&mut self, home: u8) -> Result<(), String> {
+        let router = self.full(&format!("router{home}"));
+        let address = |name: &str| ok(&["ip", "-n", &router, "-o", "address", "show", "to", name]);
+        let interface = |name: String| -> Result<String, String> {
+            let shown = address(&name)?;
+            shown.split_whitespace().nth(1).map(str::to_owned).ok_or_else(|| format!("{name} is nowhere"))
+        };
+        let outside = interface(format!("198.51.{home}.2"))?;
+        let inside = interface(format!("192.168.{home}.1"))?;
+        let settings = format!(
+            "ext_ifname={outside}\nlistening_ip={inside}\nenable_natpmp=no\nenable_upnp=yes\nsecure_mode=yes\n\
+             uuid=11111111-2222-3333-4444-555555555555\nupnp_table_name=home\nupnp_nat_table_name=home\n\
+             upnp_forward_chain=opened\nupnp_nat_chain=forwarded\nupnp_nat_postrouting_chain=out\n\
+             allow 1024-65535 192.168.{home}.0/24 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n"
+        );
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let file = dir.path().join("settings");
+        std::fs::write(&file, settings).map_err(|e| e.to_string())?;
+        let mut daemon = Command::new("ip");
+        daemon.args(["netns", "exec", &router, "miniupnpd", "-d", "-P"]);
+        daemon.arg(dir.path().join("pid")).arg("-f").arg(file);
+        let child = daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        self.upnp = Some((child.map_err(|e| e.to_string())?, dir));
+        Ok(())
     }
 
     /// Has the internet drop all UDP that is neither from nor to the public host.

@@ -144,7 +144,7 @@ fn providers_behind_nats_are_reached_through_punched_holes_and_nothing_crosses_t
     world.wait_for_providers("providers to say where they are", |ask| {
         !ask["direct"].as_array().unwrap().is_empty()
     });
-    let (plain_put, plain_got) = world.put_and_get(&file_of(&world));
+    let (plain_put, plain_got) = world.put_and_get(&world.file(FILE_BYTES));
     let rate = |took: Duration| FILE_BYTES as f64 / MIB as f64 / took.as_secs_f64();
     println!(
         "through NATs: put {:.0} MiB/s, get {:.0} MiB/s; without: put {:.0} MiB/s, get {:.0} MiB/s; ratios {:.2} and {:.2}",
@@ -155,10 +155,6 @@ fn providers_behind_nats_are_reached_through_punched_holes_and_nothing_crosses_t
         plain_put.as_secs_f64() / put.as_secs_f64(),
         plain_got.as_secs_f64() / got.as_secs_f64(),
     );
-}
-
-fn file_of(world: &World) -> std::path::PathBuf {
-    world.file(FILE_BYTES)
 }
 
 #[test]
@@ -197,4 +193,28 @@ fn where_no_hole_can_be_punched_both_sides_are_told_why() {
     let checks = world.client.ok(&["doctor"]);
     let check = checks.as_array().unwrap().iter().find(|check| check["name"] == "libp2p port").unwrap();
     assert_eq!(check["level"], "ok", "{check}");
+}
+
+#[test]
+fn a_router_that_speaks_upnp_forwards_both_ports() {
+    let Some(mut homes) = homes(true) else { return };
+    if std::process::Command::new("miniupnpd").arg("--version").output().is_err() {
+        eprintln!("\n*** SKIPPED, NOTHING WAS TESTED: there is no miniupnpd (Debian: miniupnpd-nftables)\n");
+        return;
+    }
+    homes.speak_upnp(1).unwrap();
+    let world = World::start(homes);
+    let provider = &world.providers[0];
+    for service in ["libp2p", "direct"] {
+        wait_for("the router to forward, and a peer to get through", || {
+            (port(provider, service)["how"] == "mapped").then_some(())
+        });
+    }
+    wait_for("the client to know where", || {
+        let asks = world.client.ok(&["asks"]);
+        let mut known = asks.as_array()?.iter().filter_map(|ask| ask["direct"][0].as_str());
+        known.any(|addr| addr == "198.51.1.2:4711").then_some(())
+    });
+    let doctor = provider.ok(&["doctor"]);
+    assert!(doctor.as_array().unwrap().iter().all(|check| check["level"] != "problem"), "{doctor}");
 }

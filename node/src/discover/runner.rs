@@ -119,6 +119,8 @@ impl Runner {
     ) {
         let mut rejoin = tokio::time::interval(REJOIN_INTERVAL);
         self.offer_as_relay(self.relay == Relay::On);
+        // At once, so that whoever wants to be connected with a bootstrap peer finds its dial under way.
+        self.rejoin();
         loop {
             let deadline = self.connects.next_deadline();
             let expiry = async {
