@@ -481,9 +481,9 @@ mod tests {
         // length, variant 16, direct, port as a varint
         let dial_back = Request::DialBack { service: Service::Direct, port: 4711 };
         assert_eq!(hex(&encode(&dial_back)), "04000000".to_owned() + "1001e724");
-        // length, variant 18, IPv4, address, silent
+        // length, variant 20, IPv4, address, silent
         let dialled = Response::DialledBack { ip: [192, 0, 2, 1].into(), outcome: Dialled::Silent };
-        assert_eq!(hex(&encode(&dialled)), "07000000".to_owned() + "1200c000020101");
+        assert_eq!(hex(&encode(&dialled)), "07000000".to_owned() + "1400c000020101");
         // length, variant 0, network, no grant
         let hello = Hello::V1 { network: NetworkId([1; 32]), grant: None };
         assert_eq!(hex(&encode(&hello)), format!("2200000000{}00", "01".repeat(32)));
