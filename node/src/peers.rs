@@ -249,6 +249,20 @@ impl Peers {
         result
     }
 
+    /// Runs `ask` on a session of its own, which is not kept, and leaves the peer's record alone. For questions that may be asked before the
+    /// peer's ask is known: the session is then over libp2p, and is not what its data should go over later.
+    ///
+    /// # Errors
+    /// What dialling or `ask` gives.
+    pub async fn ask_once<T>(
+        &self,
+        node: &PublicKey,
+        ask: impl AsyncFnOnce(&mut Session) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let mut session = Session::start(self.open(node).await?, &self.credentials).await?;
+        ask(&mut session).await
+    }
+
     /// A session with `node`: one that was kept, if it still lives, else a new one.
     async fn session(&self, node: &PublicKey) -> Result<Session, PeerError> {
         if self.direct.is_closed(node).await {

@@ -117,9 +117,18 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
         };
         let unauthorized = (401, "unauthorized".to_owned());
-        for path in
-            ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a", "balance", "market", "deals"]
-        {
+        for path in [
+            "status",
+            "doctor",
+            "blobs",
+            "blobs/a",
+            "asks",
+            "transfers",
+            "stat/a",
+            "balance",
+            "market",
+            "deals",
+        ] {
             assert_eq!(code(http.get(format!("{url}/{path}"))).await, unauthorized, "{path} without a token");
             assert_eq!(
                 code(http.get(format!("{url}/{path}")).bearer_auth("wrong")).await,
@@ -143,6 +152,7 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             "challenges/{deal}",
             "deals",
             "deals/{deal}",
+            "doctor",
             "evidence/{name}",
             "market",
             "market/blocks",

@@ -80,7 +80,7 @@ async fn test(
     service: Service,
 ) -> bool {
     let port = reach.port_outside(service);
-    let asking = peers.with_session(tester, async |session| session.dial_back(service, port).await);
+    let asking = peers.ask_once(tester, async |session| session.dial_back(service, port).await);
     match timeout(2 * (DIAL_TIMEOUT + HELLO_TIMEOUT), asking).await {
         Ok(Ok((ip, outcome))) => {
             let from = addresses.ip(tester);
