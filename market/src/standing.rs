@@ -4,6 +4,7 @@
 //! good audit                 -> nothing is held against it but strikes, which pass with time
 //! a read or audit that fails -> contained: the same place is asked again, and the provider is told what will happen and when
 //! still failing after STRIKE_SPACING_S -> a strike, and one more for each further such time
+//! a strike for what is lost  -> the shard comes off the next head: it is not paid for any more, and what is left is
 //! STRIKES_MAX strikes within STRIKE_LIFE_S -> it gets no new data
 //! ```
 //!
@@ -159,6 +160,15 @@ impl Standing {
         after_first.max(after_last)
     }
 
+    /// The shard that is contained, once a strike showed that it is lost: nobody gains by asking for it again.
+    pub fn lost(&self) -> Option<Root> {
+        let contained = self.contained.as_ref()?;
+        let is_struck =
+            |strike: &&Strike| strike.place == contained.place && strike.at_s >= contained.since_s;
+        let is_lost = |strike: &&Strike| matches!(strike.fault, Fault::Lost | Fault::WrongBytes);
+        self.strikes.last().filter(is_struck).filter(is_lost).map(|strike| strike.place.root)
+    }
+
     /// The provider was told what is contained, and what will follow.
     pub fn told(&mut self) {
         if let Some(contained) = &mut self.contained {
@@ -212,8 +222,10 @@ mod tests {
         for hour in 0..50 {
             assert!(!standing.failed(hour * HOUR_S, place(1), Fault::Lost, "gone", STRIKE_SPACING_S));
         }
+        assert_eq!(standing.lost(), None);
         standing.told();
         assert!(standing.failed(50 * HOUR_S, place(1), Fault::Lost, "gone", STRIKE_SPACING_S));
+        assert_eq!(standing.lost(), Some(place(1).root));
         assert!(!standing.failed(53 * HOUR_S, place(1), Fault::Lost, "gone", STRIKE_SPACING_S));
         // Few tries are not enough, however long it takes.
         let mut standing = Standing::default();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::api::{
-    Balance, BlobStat, DealInfo, MarketReport, ProviderInfo, PutDone, Quote, Status, Withdrawn,
+    AuditInfo, Balance, BlobStat, DealInfo, MarketReport, ProviderInfo, PutDone, Quote, Status, Withdrawn,
 };
 use crate::recover::Recovered;
 
@@ -22,6 +22,8 @@ const PROVIDERS: usize = 12;
 const CODE: &str = "4+8";
 /// Length of a period here.
 const PERIOD_S: u32 = 2;
+/// A failure that lasts for this long is a strike, in seconds; hours pass for it outside a demo.
+const STRIKES: &str = "client.strike_after_s=3";
 /// What the client gets.
 const CREDITS: &str = "1000";
 /// How long it may take until every provider is promised payment.
@@ -189,7 +191,7 @@ impl Demo {
             let joining = ["--provide", "2GB", "--join", &ticket, "--set", &price_of(i)];
             self.providers[i] = Some(self.start_node(&name, i + 1, &joining).await?);
         }
-        self.client = Some(self.start_node("client", 100, &["--join", &ticket]).await?);
+        self.client = Some(self.start_node("client", 100, &["--join", &ticket, "--set", STRIKES]).await?);
         let started = Instant::now();
         loop {
             let asks: Vec<ProviderInfo> = self.spare(&self.client_home(), &["asks"]).await?;
@@ -261,7 +263,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Lets periods pass until every provider that is left was audited, promised and paid, and shows who has what.
+    /// Lets periods pass until every provider that is left was audited, promised and paid, and shows who has what. The one that lost a shard has a
+    /// strike, and is paid for the rest.
     async fn settle_up(&mut self) -> anyhow::Result<()> {
         let client = self.client_home();
         let alive: Vec<(String, PathBuf)> = (1..)
@@ -282,10 +285,15 @@ impl Demo {
             tokio::time::sleep(Duration::from_millis(300)).await;
         };
         let mut rows = vec![format!(
-            "{:<12} {:>11} {:>7} {:>7} {:>12} {:>12}",
-            "provider", "stored", "price", "audits", "paid", "kept by it"
+            "{:<12} {:>11} {:>7} {:>7} {:>8} {:>12} {:>12}",
+            "provider", "stored", "price", "audits", "strikes", "paid", "kept by it"
         )];
         let mut table = Vec::new();
+        let audits: Vec<AuditInfo> = self.spare(&client, &["audit"]).await?;
+        let strikes = |name: &str| {
+            let against = audits.iter().find(|audit| audit.operator.as_deref() == Some(name));
+            against.map_or(0, |audit| audit.strikes.len())
+        };
         for (name, home) in &alive {
             let deal = of(&deals, name).context("each has a deal")?;
             let Withdrawn { balance: Balance { earned, .. }, .. } = self.spare(home, &["withdraw"]).await?;
@@ -293,14 +301,15 @@ impl Demo {
             let paid = own.first().context("each has a deal")?.paid.clone();
             ensure!(paid != "0" && earned != "0", "{name} was not paid");
             rows.push(format!(
-                "{name:<12} {:>11} {:>7} {:>7} {:>12} {:>12}",
+                "{name:<12} {:>11} {:>7} {:>7} {:>8} {:>12} {:>12}",
                 deal.bytes,
                 deal.price,
                 deal.audits,
+                strikes(name),
                 nano(&paid),
                 nano(&earned)
             ));
-            table.push(json!({"provider": name, "bytes": deal.bytes, "audits": deal.audits, "paid": paid, "earned": earned}));
+            table.push(json!({"provider": name, "bytes": deal.bytes, "audits": deal.audits, "strikes": strikes(name), "paid": paid, "earned": earned}));
         }
         self.say("Who stored what, and was paid", json!(table), rows.join("\n"));
         self.close_books().await
@@ -439,7 +448,10 @@ impl Demo {
         let ticket = std::fs::read_to_string(self.dir.join("ticket"))?;
         let seed = self.dir.join("seed-on-paper.txt");
         let seed = seed.to_str().context("file names are UTF-8 here")?;
-        self.client = Some(self.start_node("client", 101, &["--join", &ticket, "--seed-file", seed]).await?);
+        self.client = Some(
+            self.start_node("client", 101, &["--join", &ticket, "--set", STRIKES, "--seed-file", seed])
+                .await?,
+        );
         let recovered: Recovered = self.spare(&self.client_home(), &["recover"]).await?;
         ensure!(recovered.blobs == blobs, "{} of {blobs} blobs were recovered", recovered.blobs);
         let text = format!(

@@ -14,7 +14,7 @@ use spare_proofs::tree::GROUP_BYTES;
 use tokio::time::{sleep, timeout};
 
 use crate::client::Client;
-use crate::deals::{Cell, DealError, Pay};
+use crate::deals::{Cell, DealError, HeadChange, Pay};
 use crate::frames::Notice;
 use crate::meta::MetaError;
 use crate::peers::PeerError;
@@ -155,8 +155,23 @@ async fn audit(client: &Arc<Client>, cell: &Arc<Cell>, period: u64) -> bool {
         (audit.good_in, audit.good) = (Some(now), audit.good + 1);
     } else {
         tell(client, cell).await;
+        if let Err(error) = let_go(client, cell).await {
+            tracing::debug!(node = %cell.node, %error, "a lost shard could not be taken off a head");
+        }
     }
     is_good
+}
+
+/// Takes a shard off the deal's head that its provider has lost for good: the provider is paid for what it still has, and not for that.
+async fn let_go(client: &Client, cell: &Cell) -> Result<(), DealError> {
+    let Some(root) = client.peers.standings.of(&cell.node).lost() else { return Ok(()) };
+    if !client.deals.covers(cell, &root)? {
+        return Ok(());
+    }
+    tracing::warn!(node = %cell.node, shard = %root, "a provider has lost a shard; it is not paid for it any more");
+    let change = HeadChange { add: Vec::new(), remove: vec![root] };
+    let failed = client.deals.exchange([(cell.node, change)].into(), client.index_hash()).await;
+    failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
 /// Tells the provider what is held against it, and what will follow.
