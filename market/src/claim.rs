@@ -9,18 +9,22 @@
 //! A *tick* is a period in which there was a block. A claim is made in one tick for the periods since the one before, under heads that were on the
 //! ledger before its beacon was known. Which bytes are shown follows from the beacon and the ledger's state; a provider supplies no list.
 //!
-//! **What is shown.** [`CLAIM_DRAWS`] bytes. A deal is drawn by the amount claimed under it, a byte of its set like every other. Whoever lacks a share f
-//! of what it claims for can show all draws with a chance of (1-f)^20.
+//! **What is shown.** [`CLAIM_DRAWS`] bytes. A deal is drawn by what a period costs under it, a byte of its set like every other. Whoever lacks a share f
+//! of what it claims for can show all draws with a chance of (1-f)^20. Which deals take part, under which heads and with which weights is settled when
+//! a tick begins: nobody who knows the beacon can change what it draws.
 //!
 //! **Why dilution does not pay.** A provider that dropped what is worth V each period, and hides it among W of its own making, keeps V with the chance
 //! q = (1-V/W)^c. Otherwise it gets nothing, and loses W/c once it was silent before. As 1 - q = (V/W)(1 + (1-V/W) + ... ) over c terms,
 //! each of which is at least q, (1 - q) W/c is at least q V: on average nothing is gained, before what its own money costs in fees.
 //!
 //! **Silence.** A claim that cannot be shown is not made. Its periods are not paid, and that is all; a second silence within
-//! [`SILENCE_TICKS`] burns a draw's share of the claim, and so does each further one.
+//! [`SILENCE_TICKS`] burns a draw's share of the claim, and so does each further one: of the deals' collateral, and where that does not have it, of
+//! whatever else the provider has.
 //!
 //! **Non-goals.** Judging who refused to sign: that cannot be proven. A provider that gets no voucher starts to claim, and loses one unproven period
 //! at most.
+
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use spare_proofs::draw::positions;
@@ -29,7 +33,7 @@ use spare_proofs::sumtree::Sum;
 
 use crate::amount::{Amount, StorageDue};
 use crate::beacon::Beacon;
-use crate::deal::{Deal, DealId};
+use crate::deal::{CLOSING_PERIODS, Deal, DealId, Status};
 use crate::head::{AnchoredHead, HeadV1};
 use crate::keys::PublicKey;
 use crate::state::Totals;
@@ -52,33 +56,37 @@ pub const PENALTY_PERIODS: u64 = 720;
 /// What it costs at least, in bonds, as far as there is collateral: so that also a small deal is worth a challenger's while.
 pub const PENALTY_BONDS_MIN: u128 = 10;
 
-/// Since when a deal is claimed for.
+/// For which ticks a deal is claimed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claiming {
     /// The tick in which that began; claims are made in later ones.
     pub since_tick: u64,
+    /// The tick in which a voucher ended it. Its draws include the deal yet: what is drawn in a tick is settled when that begins.
+    pub until_tick: Option<u64>,
+}
+
+impl Claiming {
+    /// Whether it goes on.
+    pub fn is_on(&self) -> bool {
+        self.until_tick.is_none()
+    }
 }
 
 /// What the ledger remembers of a node that claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prover {
-    /// The last tick that is dealt with: it claimed in it, or was silent.
+    /// The last tick that is dealt with: it claimed in it, or was silent, or had nothing to say.
     pub last_tick: u64,
     /// The last tick in which it was silent, if ever.
     pub silent_tick: Option<u64>,
 }
 
 impl Prover {
-    /// Counts all ticks after the last one dealt with and before `tick` as silent. Returns how many of them burn.
-    pub fn fall_silent_before(&mut self, tick: u64) -> u64 {
-        let silent = tick.saturating_sub(self.last_tick + 1);
-        if silent == 0 {
-            return 0;
-        }
-        let first = self.last_tick + 1;
+    /// Counts ticks `first` to `last` as silent. Returns the first of them that burns, if any does.
+    pub fn fall_silent(&mut self, first: u64, last: u64) -> Option<u64> {
         let is_free = self.silent_tick.is_none_or(|before| first - before > SILENCE_TICKS);
-        (self.last_tick, self.silent_tick) = (tick - 1, Some(tick - 1));
-        silent - u64::from(is_free)
+        self.silent_tick = Some(last);
+        Some(first + u64::from(is_free)).filter(|burning| *burning <= last)
     }
 }
 
@@ -89,32 +97,39 @@ pub struct Claimable {
     pub deal: DealId,
     /// The head that was on the ledger before the beacon was known.
     pub head: AnchoredHead,
-    /// For storage.
+    /// What a period costs under it. Deals are drawn by this, which nothing in the running tick changes.
+    pub rate: Amount,
+    /// What is paid for storage: what is due, as far as escrow and collateral have it.
     pub amount: Amount,
 }
 
-/// What can be claimed under `deal` in the running tick, if anything. Periods have `period_s` seconds.
-///
-/// The escrow has to have it with its cost, and the collateral a draw's share of it.
-pub fn claimable(id: DealId, deal: &Deal, totals: &Totals, period_s: u32) -> Option<Claimable> {
-    deal.claiming.filter(|claiming| claiming.since_tick < totals.ticks)?;
-    let head = deal.head_before(totals.ticks)?;
-    let unpaid = deal.paid_through.map_or(0, |through| through.saturating_add(1));
-    let periods = totals.period.saturating_sub(unpaid.max(totals.previous_period));
-    let amount = claimable_of(deal, Some(head), periods, period_s)?;
-    Some(Claimable { deal: id, head, amount })
+/// The ticks in which `deal` takes part in claims. Nothing that happens in a tick changes whether that one is among them.
+pub fn claimed_ticks(deal: &Deal) -> RangeInclusive<u64> {
+    let Some(claiming) = deal.claiming else { return RangeInclusive::new(1, 0) };
+    let until = claiming.until_tick.unwrap_or(u64::MAX);
+    // From then on it can be settled at any moment.
+    let settled = match deal.status {
+        Status::Open => u64::MAX,
+        Status::Closing { since_tick } => since_tick.saturating_add(CLOSING_PERIODS - 1),
+    };
+    claiming.since_tick.saturating_add(1)..=until.min(settled)
 }
 
-/// What `periods` under `head` come to, if escrow and collateral have what a claim of it takes.
-pub(crate) fn claimable_of(
-    deal: &Deal,
-    head: Option<AnchoredHead>,
-    periods: u64,
-    period_s: u32,
-) -> Option<Amount> {
-    let due = head?.head.rate(period_s).checked_mul(periods).map(StorageDue::floor)?;
-    let amount = due.min(Amount(deal.escrow.0 * 10_000 / (10_000 + u128::from(CLAIM_COST_BPS))));
-    (amount > Amount::ZERO && deal.collateral >= draw_share(amount)).then_some(amount)
+/// What can be claimed under `deal` in the running tick, if it takes part. Periods have `period_s` seconds.
+pub fn claimable(id: DealId, deal: &Deal, totals: &Totals, period_s: u32) -> Option<Claimable> {
+    let head = Some(totals.ticks)
+        .filter(|tick| claimed_ticks(deal).contains(tick))
+        .and(deal.head_before(totals.ticks))?;
+    let due = head.head.rate(period_s);
+    let rate = due.floor();
+    let unpaid = deal.paid_through.map_or(0, |through| through.saturating_add(1));
+    let periods = totals.period.saturating_sub(unpaid.max(totals.previous_period));
+    let due = due.checked_mul(periods).map_or(deal.escrow, StorageDue::floor);
+    // The escrow has to have it with its cost, and the collateral a draw's share of it.
+    let funded = Amount(deal.escrow.0 * 10_000 / (10_000 + u128::from(CLAIM_COST_BPS)));
+    let pledged = Amount(deal.collateral.0.saturating_mul(CLAIM_DRAWS as u128));
+    let amount = due.min(funded).min(pledged);
+    (rate > Amount::ZERO).then_some(Claimable { deal: id, head, rate, amount })
 }
 
 /// A draw's share of a claim, rounded up: what a silence that burns takes.
@@ -135,14 +150,14 @@ pub struct Drawn {
 ///
 /// Amounts and positions are 128 bits of BLAKE3 output modulo their total; the bias is below 2^-28.
 pub fn draws(beacon: &Beacon, node: &PublicKey, claimables: &[Claimable]) -> Vec<Drawn> {
-    let total: u128 = claimables.iter().map(|c| c.amount.0).sum();
+    let total: u128 = claimables.iter().map(|c| c.rate.0).sum();
     if total == 0 {
         return Vec::new();
     }
     let mut ends = Vec::with_capacity(claimables.len());
     let mut end = 0;
     for claimable in claimables {
-        end += claimable.amount.0;
+        end += claimable.rate.0;
         ends.push(end);
     }
     let mut hasher = blake3::Hasher::new_derive_key("spare 2026 claim draw v1");
@@ -154,8 +169,8 @@ pub fn draws(beacon: &Beacon, node: &PublicKey, claimables: &[Claimable]) -> Vec
         u128::from_le_bytes(bytes)
     };
     let mut draw = |_| {
-        let amount = next() % total;
-        let index = ends.partition_point(|end| *end <= amount);
+        let rate = next() % total;
+        let index = ends.partition_point(|end| *end <= rate);
         let position = (next() % u128::from(claimables[index].head.head.bytes)) as u64;
         Drawn { index, position }
     };

@@ -286,7 +286,11 @@ impl Rules<'_> {
             voucher.clone().check(self.context.network).map_err(Refused::VoucherSignature)?;
         let voucher = *signed.value().v1();
         let mut deal = state.deal(&voucher.deal).cloned().ok_or(Refused::NoSuchDeal)?;
-        self.party(&deal)?;
+        // A client would redeem little, and so void the provider's better vouchers.
+        if self.delegate.account != deal.terms.provider {
+            return Err(Refused::NotAParty);
+        }
+        self.needs(Scope::Provide)?;
         if !deal.signers.contains(&signed.signer()) {
             return Err(Refused::VoucherSigner);
         }
@@ -310,7 +314,9 @@ impl Rules<'_> {
         deal.fee = deal.fee.checked_add(fee).ok_or(Refused::Supply)?;
         (deal.paid_through, deal.read_bytes) = (voucher.paid_through, voucher.read_bytes);
         // The client is back.
-        deal.claiming = None;
+        if let Some(claiming) = deal.claiming.as_mut().filter(|claiming| claiming.is_on()) {
+            claiming.until_tick = Some(state.totals().ticks);
+        }
         let net = amount.saturating_sub(fee);
         let mut client = state.account(&deal.terms.client);
         client.spent = client.spent.checked_add(amount).ok_or(Refused::Supply)?;

@@ -162,7 +162,8 @@ impl Tab {
     /// Goes on from what the ledger settled by claims, if that is news. Vouchers from before its epoch are void.
     pub fn follow(&mut self, deal: &Deal) {
         let is_new_epoch = deal.epoch > self.base.epoch;
-        let is_claimed = deal.claiming.is_some() && deal.paid_through > self.base.through;
+        let is_claimed =
+            deal.claiming.is_some_and(|claiming| claiming.is_on()) && deal.paid_through > self.base.through;
         if !is_new_epoch && !is_claimed {
             return;
         }
@@ -350,7 +351,8 @@ impl Tab {
         settled.base = Base::default();
         settled.follow(deal);
         let not_shown = self.promised.map_or(StorageDue::ZERO, |v| v.skipped);
-        if self.base.paid > deal.paid || self.base.skipped > settled.base.skipped.max(not_shown) {
+        let is_settled = Base { skipped: settled.base.skipped, ..self.base } == settled.base;
+        if !is_settled || self.base.skipped > settled.base.skipped.max(not_shown) {
             return Err(TabError::Implausible);
         }
         let (from, rate) = self.head.map_or((0, StorageDue::ZERO), |h| (h.head.from, h.head.rate(period_s)));
@@ -552,7 +554,7 @@ mod tests {
         client.promise(old);
         let mut provider = client.clone();
         // The ledger paid the voucher, then claims for periods 8 and 9 with their cost; nobody showed anything for period 7.
-        deal.claiming = Some(crate::claim::Claiming { since_tick: 3 });
+        deal.claiming = Some(crate::claim::Claiming { since_tick: 3, until_tick: None });
         (deal.epoch, deal.paid, deal.paid_through, deal.read_bytes) = (1, old.total, Some(7), 30);
         client.follow(&deal);
         assert_eq!(client.promised(), None, "vouchers of the epoch before are void");

@@ -108,7 +108,7 @@ fn ledger(
         };
         let mut deal = Deal::open(terms, Amount(1 << 60), client);
         deal.anchor(AnchoredHead { head, hash: [1; 32] }, 1);
-        deal.claiming = Some(Claiming { since_tick: 1 });
+        deal.claiming = Some(Claiming { since_tick: 1, until_tick: None });
         (Key::Deal(id), Entry::Deal(Box::new(deal)))
     };
     let mut entries: Vec<(Key, Entry)> = (0..deals).map(deal).collect();

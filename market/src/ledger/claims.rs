@@ -1,12 +1,14 @@
 //! The rules of collateral, claims and challenges. See [`crate::claim`] for what they are for.
 
+use std::ops::RangeInclusive;
+
 use spare_proofs::opening::SetOpening;
 
 use super::{Context, Rules, give, put_account};
 use crate::amount::Amount;
 use crate::claim::{
     CHALLENGE_BOND, CHALLENGED_CLOSING_TICKS, CLAIM_COST_BPS, Challenge, Claimable, Claiming, Prover,
-    check_shown, claimable, claimable_of, draw_share, draws,
+    check_shown, claimable, claimed_ticks, draw_share, draws,
 };
 use crate::deal::{Deal, DealId, Status};
 use crate::grant::Scope;
@@ -35,23 +37,22 @@ impl Rules<'_> {
 
     /// Periods before the running one are given up, unless a voucher is redeemed before.
     pub(super) fn start_claims(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
-        let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
+        let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         if self.signer != deal.terms.node || !self.delegate.scopes.contains(&Scope::Provide) {
             return Err(Refused::NotAParty);
         }
-        if deal.claiming.is_some() {
+        let tick = state.totals().ticks;
+        if deal.claiming.is_some_and(|claiming| claiming.until_tick.is_none_or(|until| until >= tick)) {
             return Err(Refused::Claiming);
         }
         if deal.head.is_none_or(|head| head.head.bytes == 0) {
             return Err(Refused::NoHead);
         }
-        let tick = state.totals().ticks;
-        // A node that claimed for nothing so far was not silent.
-        if claimed_deals(state, self.delegate.account, &self.signer).is_empty() {
-            let silent_tick = state.prover(&self.signer).and_then(|prover| prover.silent_tick);
-            put_prover(state, self.signer, Prover { last_tick: tick, silent_tick });
-        }
-        deal.claiming = Some(Claiming { since_tick: tick });
+        fall_silent(state, self.context, &self.signer);
+        let prover = state.prover(&self.signer).unwrap_or(Prover { last_tick: tick, silent_tick: None });
+        put_prover(state, self.signer, prover);
+        let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
+        deal.claiming = Some(Claiming { since_tick: tick, until_tick: None });
         deal.epoch += 1;
         deal.paid_through = deal.paid_through.max(self.context.period.checked_sub(1));
         put_deal(state, id, deal);
@@ -71,6 +72,7 @@ impl Rules<'_> {
             return Err(Refused::ClaimTick { expected: totals.ticks.max(prover.last_tick + 1), got: tick });
         }
         let claimables = claimables(state, self.context, self.delegate.account, &self.signer);
+        // Where nothing is left to be paid it is shown all the same, until the deal is closed.
         if claimables.is_empty() {
             return Err(Refused::NothingToClaim);
         }
@@ -118,12 +120,13 @@ impl Rules<'_> {
     }
 
     pub(super) fn lapse(&self, state: &mut Draft<'_>, node: &PublicKey) -> Result<Event, Refused> {
-        let is_due = state.prover(node).is_some_and(|prover| prover.last_tick + 1 < state.totals().ticks);
-        let account = state.delegate(node).map(|delegate| delegate.account).ok_or(Refused::UnknownSigner)?;
-        if !is_due || claimed_deals(state, account, node).is_empty() {
+        let was_silent =
+            |silence: &Silence| silence.prover.silent_tick > state.prover(node).and_then(|p| p.silent_tick);
+        if !silence(state, node).as_ref().is_some_and(was_silent) {
             return Err(Refused::NotDue);
         }
-        Ok(Event::Silent { node: *node, burned: fall_silent(state, self.context, node) })
+        let burned = fall_silent(state, self.context, node);
+        Ok(Event::Silent { node: *node, burned })
     }
 
     pub(super) fn challenge(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
@@ -225,42 +228,77 @@ fn end_challenge(
     Event::Answered { deal: id, challenger, lost }
 }
 
-/// Has all ticks before the running one in which `node` did not claim on record, and burns what they cost. Returns how much that is.
+/// Ticks before the running one in which a node did not claim, though deals took part.
+struct Silence {
+    account: PublicKey,
+    prover: Prover,
+    /// For each deal that was claimed for, in which of those ticks.
+    deals: Vec<(DealId, Deal, RangeInclusive<u64>)>,
+    /// The first tick that burns, if any does.
+    burning: Option<u64>,
+}
+
+/// What of `node` is not dealt with yet, if anything.
+fn silence(state: &Draft<'_>, node: &PublicKey) -> Option<Silence> {
+    let mut prover = state.prover(node)?;
+    let account = state.delegate(node)?.account;
+    let due = prover.last_tick + 1..=state.totals().ticks.saturating_sub(1);
+    if due.is_empty() {
+        return None;
+    }
+    prover.last_tick = *due.end();
+    let silent = |deal: &Deal| {
+        let claimed = claimed_ticks(deal);
+        (*claimed.start()).max(*due.start())..=(*claimed.end()).min(*due.end())
+    };
+    let deals = claimed_deals(state, account, node).into_iter();
+    let deals: Vec<_> =
+        deals.map(|(id, deal)| (id, silent(&deal), deal)).map(|(id, span, deal)| (id, deal, span)).collect();
+    let spans = || deals.iter().map(|(_, _, span)| span).filter(|span| !span.is_empty());
+    let first = spans().map(|span| *span.start()).min();
+    let last = spans().map(|span| *span.end()).max();
+    let burning = first.zip(last).and_then(|(first, last)| prover.fall_silent(first, last));
+    Some(Silence { account, prover, deals, burning })
+}
+
+/// Has all ticks before the running one in which `node` did not claim on record, and burns what they cost. Returns how much.
 pub(super) fn fall_silent(state: &mut Draft<'_>, context: &Context<'_>, node: &PublicKey) -> Amount {
-    let (Some(mut prover), Some(delegate)) = (state.prover(node), state.delegate(node)) else {
-        return Amount::ZERO;
-    };
-    let account = delegate.account;
+    let Some(Silence { account, prover, deals, burning }) = silence(state, node) else { return Amount::ZERO };
     let tick = state.totals().ticks;
-    let period_s = context.genesis.period_s;
-    let of_a_period = |deal: &Deal| claimable_of(deal, deal.head_before(tick), 1, period_s);
-    let claimed: Vec<_> = claimed_deals(state, account, node)
-        .into_iter()
-        .filter_map(|(id, deal)| Some((id, draw_share(of_a_period(&deal)?), deal)))
-        .collect();
-    // Where escrow or collateral ran out there was nothing to be said.
-    let burning = match claimed.is_empty() {
-        true => {
-            prover.last_tick = prover.last_tick.max(tick.saturating_sub(1));
-            0
-        }
-        false => prover.fall_silent_before(tick),
-    };
     put_prover(state, *node, prover);
-    let mut burned = Amount::ZERO;
-    for (id, share, mut deal) in claimed {
-        let share = Amount(share.0.saturating_mul(burning.into())).min(deal.collateral);
-        deal.collateral = deal.collateral.saturating_sub(share);
-        burned = Amount(burned.0 + share.0);
+    let Some(burning) = burning else { return Amount::ZERO };
+    let (mut owed, mut burned) = (Amount::ZERO, Amount::ZERO);
+    for (id, mut deal, span) in deals {
+        let ticks = (*span.end() + 1).saturating_sub((*span.start()).max(burning));
+        // As of now, which is as it was, unless heads came since.
+        let rate =
+            deal.head_before(tick).map_or(Amount::ZERO, |h| h.head.rate(context.genesis.period_s).floor());
+        let share = Amount(draw_share(rate).0.saturating_mul(ticks.into()));
+        let taken = share.min(deal.collateral);
+        deal.collateral = deal.collateral.saturating_sub(taken);
+        owed = Amount(owed.0.saturating_add(share.saturating_sub(taken).0));
+        burned = Amount(burned.0 + taken.0);
         put_deal(state, id, deal);
     }
+    // What a deal's collateral does not have comes from the others', and then from what is free: a pledge that was moved away saves nothing.
+    for (id, mut deal) in claimed_deals(state, account, node) {
+        let taken = owed.min(deal.collateral);
+        deal.collateral = deal.collateral.saturating_sub(taken);
+        (owed, burned) = (owed.saturating_sub(taken), Amount(burned.0 + taken.0));
+        put_deal(state, id, deal);
+    }
+    let mut provider = state.account(&account);
+    let taken = owed.min(provider.free);
+    provider.free = provider.free.saturating_sub(taken);
+    put_account(state, account, provider);
+    burned = Amount(burned.0 + taken.0);
     let mut totals = state.totals();
     totals.burned = totals.burned.checked_add(burned).expect("no more than was issued");
     state.put(Key::Totals, Entry::Totals(totals));
     burned
 }
 
-/// The deals of `node`, which acts for `account`, that are claimed for, in order of id.
+/// The deals of `node`, which acts for `account`, that are or were claimed for, in order of id.
 fn claimed_deals(state: &Draft<'_>, account: PublicKey, node: &PublicKey) -> Vec<(DealId, Deal)> {
     let deals = state.deals_of(&account).into_iter();
     let claimed = deals.filter(|(_, deal)| deal.terms.node == *node && deal.claiming.is_some());
