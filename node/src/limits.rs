@@ -223,6 +223,9 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest silence in the middle of a request: after it the peer counts as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest time in which a provider takes no cell of a shard. The others of a segment wait for it, and hang up after [`STALL_TIMEOUT`], so it is
+/// given up well before.
+pub const UPLOAD_STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for a provider to make a shard durable and sign, once its last bytes are handed to the transport: up to a mebibyte of them may
 /// still have to travel.
 pub const RECEIPT_TIMEOUT: Duration = Duration::from_secs(60);

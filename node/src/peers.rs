@@ -25,7 +25,7 @@ use crate::config::Transport;
 use crate::discover::{Addresses, Discovery, Links, is_relayed};
 use crate::evidence::SignedRead;
 use crate::frames::{FrameError, Refusal};
-use crate::limits::{COOL_DOWN, LEARN_TIMEOUT, STALL_TIMEOUT};
+use crate::limits::{COOL_DOWN, LEARN_TIMEOUT};
 use crate::standings::Standings;
 use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire};
 use crate::unix_now_s;
@@ -44,7 +44,7 @@ pub enum PeerError {
     #[error("unreachable: {0}")]
     Dial(#[from] DialError),
     /// It stopped answering in the middle.
-    #[error("it fell silent for {} s", STALL_TIMEOUT.as_secs())]
+    #[error("it fell silent")]
     Stalled,
     /// The stream broke or carried nonsense.
     #[error(transparent)]

@@ -31,7 +31,7 @@ use crate::frames::{
 use crate::limits::{
     ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DIAL_TIMEOUT,
     EVIDENCE_READ_MAX_BYTES, HELLO_TIMEOUT, RECEIPT_TIMEOUT, SNAPSHOT_MAX_BYTES, STALL_TIMEOUT,
-    SUBMIT_TIMEOUT,
+    SUBMIT_TIMEOUT, UPLOAD_STALL_TIMEOUT,
 };
 use crate::market::NotTaken;
 use crate::transport::Wire;
@@ -140,7 +140,8 @@ impl Session {
         let mut sent = 0;
         while let Some(cell) = cells.recv().await {
             sent += cell.len() as u64;
-            in_time(self.wire.send.write_bytes(cell)).await?;
+            let sending = timeout(UPLOAD_STALL_TIMEOUT, self.wire.send.write_bytes(cell));
+            sending.await.map_err(|_| PeerError::Stalled)??;
         }
         if sent != shard_bytes {
             return Err(PeerError::GivenUp);
