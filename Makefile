@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+export PATH := $(PATH):/usr/sbin:/sbin
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 SPARE := $(TARGET_DIR)/release/spare
 
@@ -17,10 +18,15 @@ help:
 	@echo "make build   the program, in $(SPARE)"
 
 # The bindings of RocksDB are generated with libclang; RocksDB itself and AWS-LC need a C and C++ compiler.
+# The tests behind NATs build networks with ip and nft, which Debian keeps in /usr/sbin.
 setup:
 	@if [ -z "$$LIBCLANG_PATH" ] && ! find /usr/lib /usr/local/lib -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' 2>/dev/null | grep -q .; then \
 	  echo "installing libclang-dev"; \
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends libclang-dev >/dev/null; \
+	fi
+	@if ! command -v ip >/dev/null || ! command -v nft >/dev/null; then \
+	  echo "installing iproute2 and nftables"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends iproute2 nftables >/dev/null; \
 	fi
 
 build: setup

@@ -38,8 +38,9 @@ use crate::limits::{
     SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout,
 };
 use crate::market::Market;
+use crate::reach::dial_back::DialBack;
 use crate::shards::{Incoming, ShardError};
-use crate::transport::Wire;
+use crate::transport::{Direct, Wire};
 use crate::unix_now_s;
 use unpaid::{Cost, HELLO_UNITS, Unpaid};
 
@@ -93,6 +94,8 @@ pub struct Answerer {
     index_transfers: tokio::sync::Semaphore,
     /// Lists of blocks, each of which is in memory whole, and snapshots on their way.
     block_transfers: Mutex<HashMap<Subnet, usize>>,
+    /// Dials askers' ports back, if this node does.
+    dial_back: Option<DialBack>,
     /// Transactions submitted in the minute that began then.
     submissions: Mutex<(Instant, HashMap<Subnet, usize>)>,
     /// What is shown to auditors, over all peers.
@@ -140,10 +143,17 @@ impl Answerer {
             unpaid: Unpaid::new(),
             index_transfers,
             block_transfers: Mutex::default(),
+            dial_back: None,
             submissions: Mutex::new((Instant::now(), HashMap::new())),
             shown: Mutex::new(Budgets::new(OPENINGS, 1, Duration::ZERO)),
             started: Instant::now(),
         }
+    }
+
+    /// Has it dial askers' own ports back as well.
+    #[must_use]
+    pub fn dialling_back(self, direct: Arc<Direct>) -> Self {
+        Self { dial_back: Some(DialBack::new(direct)), ..self }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
@@ -277,6 +287,10 @@ impl Answerer {
                 })
                 .await?
             }
+            Request::DialBack { service, port } => match &self.dial_back {
+                Some(dial_back) => dial_back.answer(wire.peer, wire.remote_ip, service, port).await,
+                None => Err(Refusal::new(RefusalCode::Unavailable, "this node does not dial back")),
+            },
         };
         let is_done = result.is_ok();
         let response = result.unwrap_or_else(Response::Refused);

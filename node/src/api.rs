@@ -30,11 +30,14 @@ use utoipa_axum::routes;
 use crate::chain::ChainError;
 use crate::client::TransferState;
 use crate::deals::DealError;
+use crate::discover::is_relayed;
+use crate::doctor::Check;
 use crate::earn::Earner;
 use crate::get::GetError;
-use crate::market::SubmitError;
+use crate::market::{AWAY_S, SubmitError};
 use crate::node::Node;
 use crate::put::PutError;
+use crate::reach::{How, PortReport};
 use crate::recover::{RecoverError, Recovered};
 use crate::scrub::Scrub;
 use crate::shards::{Rot, Rotten, Volume};
@@ -203,6 +206,7 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(recover))
         .routes(routes!(list_asks))
         .routes(routes!(status))
+        .routes(routes!(doctor))
         .routes(routes!(market::balance))
         .routes(routes!(market::market_report))
         .routes(routes!(market::market_fund))
@@ -306,6 +310,8 @@ pub struct ProviderInfo {
     pub read_price: String,
     /// Where it says it is.
     pub region: String,
+    /// Whether it can only be asked for through relays, and then reached by hole punching.
+    pub behind_nat: bool,
     /// Whether a libp2p connection with it stands.
     pub connected: bool,
     /// Whether it failed lately.
@@ -370,6 +376,7 @@ async fn list_asks(State(node): Shared, Query(query): Query<AsksQuery>) -> Json<
         price: p.ask.price.to_tb_month().to_string(),
         read_price: p.ask.read_price.to_tb().to_string(),
         region: p.ask.region.clone(),
+        behind_nat: p.libp2p_addrs().iter().any(is_relayed),
         connected: node.addresses.is_connected(&p.node),
         why: query.why.then(|| why.remove(&p.node).unwrap_or_else(|| "this node itself".to_owned())),
         node: p.node.to_string(),
@@ -402,6 +409,10 @@ pub struct Status {
     pub libp2p: Vec<String>,
     /// Where direct transfers reach it.
     pub direct: Vec<String>,
+    /// Whether others can reach each of the two UDP ports, and why not.
+    pub reach: Vec<PortReport>,
+    /// What it does for peers behind NATs.
+    pub relay: RelayStatus,
     /// Peers connected over libp2p.
     pub connected_peers: usize,
     /// Providers whose asks hold.
@@ -428,6 +439,17 @@ pub struct Status {
     pub alerts: Vec<String>,
     /// Names of puts that were cut short. Repeating one goes on with it, removing the name gives its room back.
     pub unfinished_puts: Vec<String>,
+}
+
+/// What a node does for peers behind NATs: it introduces them, and carries no data for them.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RelayStatus {
+    /// Whether it offers to.
+    pub offered: bool,
+    /// Peers that can be asked for through it.
+    pub reservations: usize,
+    /// Introductions since it started.
+    pub circuits: u64,
 }
 
 /// Storage rented out.
@@ -529,9 +551,6 @@ fn resident_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
-/// Seconds beyond two periods without a block, after which the market counts as away.
-const MARKET_AWAY_S: u64 = 60;
-
 /// What keeps this node from taking part in the network.
 fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
     let mut alerts = node.file_alerts.lock().expect("no holder panics").clone();
@@ -540,9 +559,15 @@ fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
             "no peer is connected; the setting network.peers says through whom this node joins".to_owned(),
         );
     }
+    if node.earner.is_some() && node.reach.report(unix_now_s()).iter().all(|p| p.how == How::Unreachable) {
+        alerts.push(
+            "nobody can reach this provider, so it gets no work; `spare doctor` says why and what to do"
+                .to_owned(),
+        );
+    }
     let newest_s = node.market.chain.view(|ledger| ledger.tip().time_s)?;
     let silent_s = unix_now_s().saturating_sub(newest_s.max(node.genesis.v1().started_s));
-    if silent_s > 2 * u64::from(node.client.deals.period_s()) + MARKET_AWAY_S {
+    if silent_s > 2 * u64::from(node.client.deals.period_s()) + AWAY_S {
         alerts.push(format!(
             "the market has made no block for {silent_s} s that arrived here: nothing can be paid meanwhile"
         ));
@@ -550,11 +575,19 @@ fn alerts(node: &Node) -> Result<Vec<String>, ApiError> {
     Ok(alerts)
 }
 
+/// Looks for what keeps the node from doing its work.
+#[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = Vec<Check>), (status = 401, body = ErrorBody)))]
+async fn doctor(State(node): Shared) -> Result<Json<Vec<Check>>, ApiError> {
+    let looking = tokio::task::spawn_blocking(move || crate::doctor::of_node(&node));
+    Ok(Json(looking.await.map_err(ApiError::internal)??))
+}
+
 /// Says how the node is.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status), (status = 401, body = ErrorBody)))]
 async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
     let blobs = node.client.catalog.all()?;
     let earnings = deals::earnings(&node)?;
+    let relaying = node.addresses.relaying();
     let provide = |(earner, scrub): (&Arc<Earner>, &Arc<Scrub>)| {
         let room = earner.volume().room();
         Ok::<_, ApiError>(ProviderStatus {
@@ -577,6 +610,12 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         ticket: node.ticket().to_string(),
         libp2p: node.libp2p_addrs().iter().map(ToString::to_string).collect(),
         direct: node.direct_addrs().iter().map(ToString::to_string).collect(),
+        reach: node.reach.report(unix_now_s()),
+        relay: RelayStatus {
+            offered: relaying.offered,
+            reservations: relaying.reservations,
+            circuits: relaying.circuits,
+        },
         connected_peers: node.addresses.connected().len(),
         known_providers: node.client.peers.book.valid(unix_now_s()).len(),
         blob_bytes: blobs.iter().map(|(_, entry)| entry.bytes).sum(),

@@ -5,14 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use spare_market::ask::{Ask, AskError, AskV1};
 use spare_market::grant::{Authority, GrantError, Scope};
 use spare_market::keys::PublicKey;
 use spare_market::placement::Subnet;
 use spare_market::signed::{NetworkId, SignedBytes, SignedError};
 
+use crate::discover::{ip_of, is_relayed, peer_of};
 use crate::limits::{ASKS_MAX, ASKS_PER_ANSWER_BYTES, ASKS_PER_ANSWER_MAX, ASKS_PER_SUBNET_MAX};
 use crate::meta::{Batch, Meta, MetaError, Table};
+use crate::transport::peer_id;
 
 const KEY_PREFIX: &[u8] = b"ask ";
 
@@ -62,9 +66,31 @@ impl Provider {
         self.ask.direct.first().copied()
     }
 
-    /// The address that stands for its network.
+    /// The address that stands for its network: where direct transfers reach it, or where it says that its NAT is.
     pub fn ip(&self) -> IpAddr {
-        self.direct_addr().map_or(IpAddr::from([0, 0, 0, 0]), |addr| addr.ip())
+        let behind = || {
+            let multiaddr = |text: &String| text.parse::<Multiaddr>().ok();
+            self.ask.libp2p.iter().filter_map(multiaddr).find(|a| !is_relayed(a)).and_then(|a| ip_of(&a))
+        };
+        self.direct_addr().map(|addr| addr.ip()).or_else(behind).unwrap_or(IpAddr::from([0, 0, 0, 0]))
+    }
+
+    /// Where libp2p can dial it without a relay.
+    pub fn plain_addrs(&self) -> Vec<Multiaddr> {
+        let addrs = self.ask.libp2p.iter().filter_map(|text| text.parse().ok());
+        addrs.filter(|addr| !is_relayed(addr) && peer_of(addr).is_some()).collect()
+    }
+
+    /// Where libp2p is to dial it: through relays, if it names any, since then it cannot be reached otherwise. Nothing if nobody can reach it.
+    pub fn libp2p_addrs(&self) -> Vec<Multiaddr> {
+        let parsed = self.ask.libp2p.iter().filter_map(|text| text.parse::<Multiaddr>().ok());
+        let circuits: Vec<Multiaddr> = parsed.filter(is_relayed).collect();
+        if circuits.is_empty() {
+            return self.plain_addrs();
+        }
+        let Some(peer) = peer_id(&self.node) else { return Vec::new() };
+        // An ask leaves out its own name at the end, which would not fit.
+        circuits.into_iter().map(|addr| addr.with(Protocol::P2p(peer))).collect()
     }
 }
 

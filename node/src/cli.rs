@@ -22,6 +22,7 @@ macro_rules! line {
 }
 
 mod audit;
+mod doctor;
 mod http;
 mod market;
 mod setup;
@@ -76,6 +77,8 @@ enum Command {
     Recover,
     /// Say how the node is
     Status,
+    /// Look for what keeps the node from doing its work, and say what to do; exit code 1 if something needs doing
+    Doctor,
     /// Print the line with which other nodes join this network
     Ticket,
     /// Say how much money this node's account has
@@ -297,7 +300,7 @@ fn home(given: Option<PathBuf>) -> anyhow::Result<Home> {
 pub fn run(cli: Cli) -> ExitCode {
     let json = cli.json;
     match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             if json {
                 let error = serde_json::json!({"error": {"code": http::code_of(&error), "message": format!("{error:#}")}});
@@ -314,12 +317,13 @@ pub fn run(cli: Cli) -> ExitCode {
 /// How long a node may take to let go of its files.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
-fn dispatch(cli: Cli) -> anyhow::Result<()> {
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = Context { home: home(cli.home)?, json: cli.json };
     let is_node = matches!(cli.command, Command::Serve(_));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
-        match cli.command {
+        let done = match cli.command {
+            Command::Doctor => return doctor::doctor(&context).await,
             Command::Init(args) => setup::init(&context, args),
             Command::Serve(args) => setup::serve(&context, &args.set).await,
             Command::Put(args) => transfer::put(&context, args).await,
@@ -340,7 +344,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
                 setup::show_config(&context, origin)
             }
             Command::Demo(args) => crate::demo::run(args, context.json).await,
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     });
     // Not longer: a read of standard input that never ends must not keep a failed command from ending. But a node has to close its
     // metadata store before the process ends, which takes a moment.

@@ -29,6 +29,18 @@ pub enum Transport {
     Stream,
 }
 
+/// Whether this node introduces peers behind NATs to others. It relays what they need to agree on a time, and no data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Relay {
+    /// When others can reach this node.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// The `[node]` section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +61,10 @@ pub struct NodeConfig {
     pub api_addr: SocketAddr,
     /// How shards travel.
     pub transport: Transport,
+    /// Whether this node introduces peers behind NATs to others.
+    pub relay: Relay,
+    /// Whether the router is asked by UPnP to forward both UDP ports.
+    pub upnp: bool,
 }
 
 /// The `[provide]` section.
@@ -138,6 +154,8 @@ impl Default for Config {
                 direct_port: 4711,
                 api_addr: SocketAddr::from(([127, 0, 0, 1], 4712)),
                 transport: Transport::Auto,
+                relay: Relay::Auto,
+                upnp: true,
             },
             provide: ProvideConfig {
                 size: Size(0),
@@ -319,6 +337,9 @@ fn set_text(values: &mut Values, key: String, text: &str, origin: Origin) -> Res
     let value = match values.get(&key).map(|(value, _)| value) {
         Some(toml::Value::Integer(_)) => {
             toml::Value::Integer(text.parse().map_err(|_| wrong(format!("'{text}' is not a number")))?)
+        }
+        Some(toml::Value::Boolean(_)) => {
+            toml::Value::Boolean(text.parse().map_err(|_| wrong(format!("'{text}' is not true or false")))?)
         }
         Some(toml::Value::Array(_)) => {
             let items = text.split(',').filter(|s| !s.is_empty());

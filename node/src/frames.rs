@@ -27,11 +27,13 @@
 //!   DealSet                 -> <- DealSet
 //!   Notice                  -> <- Done
 //!   Openings                -> <- Openings
+//!   DialBack                -> <- DialledBack
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
 
 use std::io;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use spare_market::deal::DealId;
@@ -165,6 +167,13 @@ pub enum Request {
         /// How many, at most [`CLAIM_DRAWS`](spare_market::claim::CLAIM_DRAWS).
         count: u8,
     },
+    /// Dial one of the asker's own ports, at the address that the asker is seen at and no other, and say what came of it.
+    DialBack {
+        /// What listens there.
+        service: Service,
+        /// The UDP port.
+        port: u16,
+    },
 }
 
 /// A client tells its provider that what it stores cannot be read, before anything follows from that.
@@ -184,6 +193,27 @@ pub struct Notice {
     pub strikes_at_s: u64,
     /// Strikes that count already.
     pub strikes: u8,
+}
+
+/// What listens on one of a node's two UDP ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Service {
+    /// libp2p: finds peers, and carries `spare/1` where no direct connection can be made.
+    Libp2p,
+    /// Direct transfers.
+    Direct,
+}
+
+/// What came of dialling back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dialled {
+    /// The asker answered, and proved its node key.
+    Answered,
+    /// Nothing came back in time.
+    Silent,
+    /// Something else answered, or the dial failed at once.
+    Failed,
 }
 
 /// What an answerer says.
@@ -274,6 +304,13 @@ pub enum Response {
         seq: u64,
         /// In order of the draws.
         openings: Vec<SetOpening>,
+    },
+    /// What came of dialling back.
+    DialledBack {
+        /// The address that the asker is seen at, and was dialled at.
+        ip: IpAddr,
+        /// The outcome.
+        outcome: Dialled,
     },
 }
 
@@ -482,6 +519,12 @@ mod tests {
         // length, variant 0, code 3 (no room), blame 1 (answerer), text
         let refused = Response::Refused(Refusal::new(RefusalCode::NoRoom, "full"));
         assert_eq!(hex(&encode(&refused)), "08000000000301".to_owned() + "04" + &hex(b"full"));
+        // length, variant 18, direct, port as a varint
+        let dial_back = Request::DialBack { service: Service::Direct, port: 4711 };
+        assert_eq!(hex(&encode(&dial_back)), "04000000".to_owned() + "1201e724");
+        // length, variant 21, IPv4, address, silent
+        let dialled = Response::DialledBack { ip: [192, 0, 2, 1].into(), outcome: Dialled::Silent };
+        assert_eq!(hex(&encode(&dialled)), "07000000".to_owned() + "1500c000020101");
         // length, variant 0, network, no grant
         let hello = Hello::V1 { network: NetworkId([1; 32]), grant: None };
         assert_eq!(hex(&encode(&hello)), format!("2200000000{}00", "01".repeat(32)));

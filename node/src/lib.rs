@@ -11,11 +11,11 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | what users touch | [`api`], [`cli`], [`demo`], [`config`], [`home`] |
+//! | what users touch | [`api`], [`cli`], [`demo`], [`doctor`], [`config`], [`home`] |
 //! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
 //! | the provider's work | [`answer`], [`earn`], [`shards`], [`scrub`] |
 //! | the ledger | [`market`], [`chain`] |
-//! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`asks`] |
+//! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`reach`], [`asks`] |
 //! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`budget`], [`limits`], [`crash`] |
 
 pub mod answer;
@@ -33,6 +33,7 @@ pub mod deals;
 pub mod demo;
 pub mod direct_io;
 pub mod discover;
+pub mod doctor;
 pub mod earn;
 pub mod evidence;
 pub mod frames;
@@ -46,6 +47,7 @@ pub mod meta;
 pub mod node;
 pub mod peers;
 pub mod put;
+pub mod reach;
 pub mod recover;
 pub mod scrub;
 pub mod sets;

@@ -139,6 +139,54 @@ pub const LIBP2P_CONNECTIONS_MAX: u32 = 256;
 pub const LIBP2P_CONNECTIONS_PER_PEER_MAX: u32 = 4;
 /// Resident memory above which no further libp2p connection is accepted.
 pub const LIBP2P_MEMORY_MAX_BYTES: usize = 1 << 30;
+/// Most addresses of this node that peers report and that are looked into, within [`CANDIDATES_WINDOW`].
+pub const CANDIDATES_MAX: usize = 8;
+/// Most such addresses that are taken from one network (/24, IPv6: /48).
+pub const CANDIDATES_PER_SUBNET_MAX: usize = 2;
+/// The time in which reported addresses are counted.
+pub const CANDIDATES_WINDOW: Duration = Duration::from_secs(600);
+/// Most peers' findings about one of this node's ports that are kept, one for each network.
+pub const FINDINGS_MAX: usize = 8;
+/// How long a finding about a port counts, in seconds.
+pub const FINDING_LIFE_S: u64 = 3600;
+/// Most dials at once that AutoNAT makes because peers ask for them.
+pub const PROBE_DIALS_AT_ONCE_MAX: usize = 16;
+/// Most dials back to askers' own ports at once.
+pub const DIAL_BACKS_AT_ONCE_MAX: usize = 8;
+/// Most dials back to one network in a minute, and so most packets that somebody can have sent to a neighbour's address.
+pub const DIAL_BACKS_PER_SUBNET_MAX: usize = 6;
+/// Most dials back in a minute.
+pub const DIAL_BACKS_MAX: usize = 240;
+/// Lowest port that is dialled back: below it are services of others.
+pub const DIAL_BACK_PORT_MIN: u16 = 1024;
+/// Peers to which connections are being made at once.
+pub const CONNECTS_MAX: usize = 64;
+/// Most who wait for one connection.
+pub const CONNECT_WAITERS_MAX: usize = 64;
+/// Time for a hole to be punched, once a circuit through a relay stands. libp2p tries three times, each for up to 5 s.
+pub const PUNCH_TIMEOUT: Duration = Duration::from_secs(12);
+/// Most addresses of a peer that are dialled at once to punch a hole.
+pub const PUNCH_ADDRESSES_MAX: usize = 8;
+/// Relays at which a node that cannot be reached reserves a slot.
+pub const RELAYS_WANTED: usize = 2;
+/// As a relay: most peers with a reservation.
+pub const RELAY_RESERVATIONS_MAX: usize = 128;
+/// As a relay: how long a reservation holds.
+pub const RELAY_RESERVATION_LIFE: Duration = Duration::from_secs(1800);
+/// As a relay: most circuits at once.
+pub const RELAY_CIRCUITS_MAX: usize = 64;
+/// As a relay: most circuits of one peer at once: a client may want a dozen providers behind NATs in one go.
+pub const RELAY_PER_PEER_MAX: usize = 16;
+/// As a relay: how long a circuit may last. It is there for two peers to agree on when to dial each other.
+pub const RELAY_CIRCUIT_LIFE: Duration = Duration::from_secs(30);
+/// As a relay: most bytes that a circuit carries each way: two handshakes and two lists of addresses.
+pub const RELAY_CIRCUIT_MAX_BYTES: u64 = 32 << 10;
+/// As a relay: circuits, and reservations, that one peer may ask for in quick succession.
+pub const RELAY_PER_PEER_BURST: u32 = 60;
+/// As a relay: circuits, and reservations, that one address may ask for in quick succession.
+pub const RELAY_PER_IP_BURST: u32 = 240;
+/// As a relay: the time after which one more of them is granted.
+pub const RELAY_RATE_INTERVAL: Duration = Duration::from_secs(10);
 /// Most index log entries that an account may keep at one provider, and their bytes together.
 pub const INDEX_ENTRIES_MAX: u64 = 100_000;
 /// Most bytes of index log that an account may keep at one provider.
@@ -175,6 +223,9 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest silence in the middle of a request: after it the peer counts as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest time in which a provider takes no cell of a shard. The others of a segment wait for it, and hang up after [`STALL_TIMEOUT`], so it is
+/// given up well before.
+pub const UPLOAD_STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for a provider to make a shard durable and sign, once its last bytes are handed to the transport: up to a mebibyte of them may
 /// still have to travel.
 pub const RECEIPT_TIMEOUT: Duration = Duration::from_secs(60);

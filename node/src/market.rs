@@ -35,6 +35,9 @@ use crate::limits::{
 use crate::peers::{PeerError, Peers};
 use crate::unix_now_s;
 
+/// Seconds beyond two periods without a block, after which the market counts as away.
+pub const AWAY_S: u64 = 60;
+
 /// Pause of a follower that got nothing.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// Tries of a transaction whose number another one of this node took.

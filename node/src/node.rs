@@ -1,15 +1,15 @@
 //! A running node: all parts put together, and the background work between them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use spare_market::ask::{ADDRESSES_MAX, Ask, AskV1};
+use libp2p::{Multiaddr, PeerId};
+use spare_market::ask::{ADDRESS_MAX_BYTES, ADDRESSES_MAX, Ask, AskV1};
 use spare_market::genesis::Genesis;
 use spare_market::grant::Authority;
 use spare_market::keys::SigningSecret;
@@ -25,18 +25,19 @@ use crate::challenge::{Budget, Challenger};
 use crate::client::Client;
 use crate::config::Config;
 use crate::deals::Deals;
-use crate::discover::{Addresses, Discovery};
+use crate::discover::{Addresses, Discovery, Setup, ip_of, quic_addr};
 use crate::earn::{Earner, Offer};
-use crate::frames::PROTOCOL;
+use crate::frames::Service;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
 use crate::market::{Follower, Market, Wallet};
 use crate::meta::{Batch, Meta, Table};
 use crate::peers::{Credentials, Peers};
+use crate::reach::{How, Reach, is_private};
 use crate::scrub::Scrub;
 use crate::shards::Volume;
 use crate::standings::Standings;
-use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key};
+use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key, peer_id};
 use crate::unix_now_s;
 
 /// How often a provider repeats its ask.
@@ -54,6 +55,8 @@ const SETTINGS_KEY: &[u8] = b"settings of the last run";
 pub struct Node {
     /// Who it is.
     pub identity: Arc<Identity>,
+    /// Its folder.
+    pub home: Home,
     /// Its settings.
     pub config: Config,
     /// The client's side.
@@ -76,12 +79,15 @@ pub struct Node {
     pub traffic: Arc<Traffic>,
     /// Who is connected and where it listens.
     pub addresses: Arc<Addresses>,
+    /// Whether others can reach it.
+    pub reach: Arc<Reach>,
     /// When it started.
     pub started: Instant,
     /// What of its own files needs attention.
     pub file_alerts: Mutex<Vec<String>>,
+    /// Direct transfers.
+    pub direct: Arc<Direct>,
     meta: Arc<Meta>,
-    direct: Arc<Direct>,
     node_key: SigningSecret,
     book: Arc<AskBook>,
     discovery: Discovery,
@@ -125,14 +131,19 @@ impl Node {
         let direct = Arc::new(direct);
         let bootstrap = config.network.peers.iter().map(|p| p.parse()).collect::<Result<Vec<Multiaddr>, _>>();
         let bootstrap = bootstrap.context("a peer in network.peers is not a multiaddr")?;
-        let discovery = crate::discover::start(
-            identity.libp2p_keypair(),
-            identity.network,
-            config.node.listen_ip,
-            config.node.libp2p_port,
+        let direct_port = direct.local_addr().context("the direct port is bound")?.port();
+        let reach = Arc::new(Reach::new(config.node.libp2p_port, direct_port));
+        let discovery = crate::discover::start(Setup {
+            keypair: identity.libp2p_keypair(),
+            network: identity.network,
+            listen: SocketAddr::new(config.node.listen_ip, config.node.libp2p_port),
             bootstrap,
-            book.clone(),
-        )
+            book: book.clone(),
+            reach: reach.clone(),
+            upnp_direct_port: config.node.upnp.then_some(direct_port),
+            relay: config.node.relay,
+            is_looked_for: volume.is_some(),
+        })
         .await
         .with_context(|| {
             format!("cannot start libp2p on {} port {}", config.node.listen_ip, config.node.libp2p_port)
@@ -186,7 +197,7 @@ impl Node {
             Scrub::new(earner.volume().clone(), meta.clone(), traffic.clone(), rate, days)
         };
         let scrub = earner.as_ref().map(open_scrub).transpose()?.map(Arc::new);
-        let answerer = Arc::new(Answerer::new(
+        let answerer = Answerer::new(
             identity.network,
             identity.node_key(),
             identity.grant.clone(),
@@ -194,7 +205,8 @@ impl Node {
             logs,
             book.clone(),
             Some(market.clone()),
-        ));
+        );
+        let answerer = Arc::new(answerer.dialling_back(direct.clone()));
         let follower = Arc::new(Follower::new(
             market.clone(),
             client.peers.clone(),
@@ -217,6 +229,7 @@ impl Node {
         let node = Arc::new(Self {
             node_key: identity.node_key(),
             identity,
+            home: home.clone(),
             config,
             client,
             market,
@@ -228,6 +241,7 @@ impl Node {
             scrub,
             traffic,
             addresses,
+            reach,
             started: Instant::now(),
             file_alerts,
             meta,
@@ -237,6 +251,12 @@ impl Node {
             _lock: lock,
         });
         node.clone().answer(answerer)?;
+        tokio::spawn(crate::reach::watch::run(
+            node.reach.clone(),
+            node.client.peers.clone(),
+            node.addresses.clone(),
+            node.earner.is_some(),
+        ));
         tokio::spawn(node.clone().tidy());
         tokio::spawn(crate::keep::run(node.client.clone()));
         if let Some(earner) = node.earner.clone() {
@@ -266,16 +286,18 @@ impl Node {
             });
         };
         tokio::spawn(self.direct.clone().accept(serve.clone()));
-        let mut control = self.discovery.control.clone();
-        let mut incoming =
-            control.accept(libp2p::StreamProtocol::new(PROTOCOL)).context("spare/1 is registered once")?;
+        let mut incoming = self.discovery.links.accept().context("spare/1 is registered once")?;
         let (addresses, traffic) = (self.addresses.clone(), self.traffic.clone());
         tokio::spawn(async move {
             use futures::StreamExt;
             while let Some((peer, stream)) = incoming.next().await {
                 let Some(node) = node_key(&peer) else { continue };
-                let (recv, send) = tokio::io::split(stream.compat());
-                serve(Wire::new(recv, SendHalf::other(send), node, addresses.ip(&node), &traffic));
+                let (addresses, traffic, serve) = (addresses.clone(), traffic.clone(), serve.clone());
+                tokio::spawn(async move {
+                    let ip = addresses.ip_of_asker(&node).await;
+                    let (recv, send) = tokio::io::split(stream.compat());
+                    serve(Wire::new(recv, SendHalf::other(send), node, ip, &traffic));
+                });
             }
         });
         Ok(())
@@ -285,8 +307,19 @@ impl Node {
     async fn repeat_ask(self: Arc<Self>) {
         let mut interval = tokio::time::interval(ASK_INTERVAL);
         let mut soon = 3;
+        let mut told = Default::default();
         loop {
-            interval.tick().await;
+            tokio::select! {
+                _ = interval.tick() => {}
+                // How it is reached is part of what it says.
+                () = self.reach.changed.notified() => {
+                    if self.advertised() == told {
+                        continue;
+                    }
+                    interval.reset_after(Duration::from_secs(2));
+                }
+            }
+            told = self.advertised();
             if let Some(ask) = self.ask() {
                 if let Err(error) = self.book.take(ask.raw().clone(), unix_now_s()) {
                     tracing::debug!(%error, "this node's own ask is not news");
@@ -307,11 +340,12 @@ impl Node {
     fn ask(&self) -> Option<Signed<Ask>> {
         let room = self.earner.as_ref()?.volume().room();
         let now_s = unix_now_s();
+        let (direct, libp2p) = self.advertised();
         let ask = AskV1 {
             grant: self.identity.grant.clone(),
             operator: self.config.node.operator.clone(),
-            direct: self.direct_addrs(),
-            libp2p: self.libp2p_addrs().iter().map(ToString::to_string).collect(),
+            direct,
+            libp2p,
             offered_bytes: room.offered_bytes,
             free_bytes: room.free_bytes,
             price: self.config.provide.price.storage_price(),
@@ -321,6 +355,37 @@ impl Node {
             valid_until_s: now_s + ASK_LIFE_S,
         };
         Some(Signed::new(Ask::V1(ask), self.identity.network, &self.node_key))
+    }
+
+    /// Where others are told to dial, directly and by libp2p: no address that nobody can reach, so that nobody wastes dials on it.
+    ///
+    /// Without an address that can be dialled, a last one without a port says where the NAT is, since shards are kept apart by network.
+    fn advertised(&self) -> (Vec<SocketAddr>, Vec<String>) {
+        let now_s = unix_now_s();
+        let direct = match self.reach.how(Service::Direct, now_s) {
+            How::Punch | How::Unreachable => Vec::new(),
+            how => {
+                first(self.reach.proven(Service::Direct, now_s), self.direct_addrs(), how, |addr| addr.ip())
+            }
+        };
+        let addrs = match self.reach.how(Service::Libp2p, now_s) {
+            How::Punch | How::Unreachable => {
+                let seen = self.reach.seen_at().map(|addr| Multiaddr::from(addr.ip()));
+                self.addresses.circuits().into_iter().chain(seen).collect()
+            }
+            how => {
+                let proven = self.reach.proven(Service::Libp2p, now_s);
+                let named = |addr| Some(quic_addr(addr).with(Protocol::P2p(self.peer_id()?)));
+                let ip = |addr: &Multiaddr| ip_of(addr).unwrap_or(IpAddr::from([0, 0, 0, 0]));
+                first(proven.into_iter().filter_map(named).collect(), self.libp2p_addrs(), how, ip)
+            }
+        };
+        let texts = addrs.iter().map(ToString::to_string).filter(|text| text.len() <= ADDRESS_MAX_BYTES);
+        (direct, texts.take(ADDRESSES_MAX).collect())
+    }
+
+    fn peer_id(&self) -> Option<PeerId> {
+        peer_id(&self.node_key.public())
     }
 
     /// Where libp2p can be reached, as others should dial it.
@@ -353,13 +418,16 @@ impl Node {
 
     /// What others need to join the network: this node's addresses, and some providers' in case it is away.
     pub fn ticket(&self) -> Ticket {
-        let mut peers: Vec<String> = self.libp2p_addrs().iter().map(ToString::to_string).collect();
+        // Not where it can only be asked for through a relay: whoever joins has no relay yet.
+        let how = self.reach.how(Service::Libp2p, unix_now_s());
+        let mut peers = match how {
+            How::Punch | How::Unreachable => Vec::new(),
+            _ => self.advertised().1,
+        };
         let providers =
             self.book.valid(unix_now_s()).into_iter().filter(|p| p.node != self.node_key.public());
         // What others say of themselves is passed on only if it makes sense.
-        let address = |p: crate::asks::Provider| {
-            p.ask.libp2p.into_iter().next().filter(|text| text.parse::<Multiaddr>().is_ok())
-        };
+        let address = |p: crate::asks::Provider| p.plain_addrs().first().map(ToString::to_string);
         peers.extend(providers.filter_map(address).take(TICKET_PROVIDERS_MAX));
         // Where the market was when this node joined: it may offer nothing, and then no ask says where it is.
         let market = crate::transport::peer_id(&self.market.node).map(|peer| format!("/p2p/{peer}"));
@@ -417,6 +485,20 @@ impl Node {
             Err(error) => tracing::error!(%error, "closing the metadata store ended abnormally"),
         }
     }
+}
+
+/// Addresses that others got through to come first. Once one is known outside, those that mean something in this network alone are left out.
+fn first<A: PartialEq>(proven: Vec<A>, own: Vec<A>, how: How, ip: impl Fn(&A) -> IpAddr) -> Vec<A> {
+    let is_public = matches!(how, How::Public | How::Mapped);
+    let own = own.into_iter().filter(|addr| !is_public || !is_private(ip(addr)));
+    let mut all = if is_public { proven } else { Vec::new() };
+    for addr in own {
+        if !all.contains(&addr) {
+            all.push(addr);
+        }
+    }
+    all.truncate(ADDRESSES_MAX);
+    all
 }
 
 fn is_loopback(addr: &Multiaddr) -> bool {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use libp2p_stream::Control;
+use libp2p::Multiaddr;
 use spare_market::deal::DealId;
 use spare_market::keys::PublicKey;
 use spare_market::placement::{Candidate, Subnet};
@@ -22,12 +22,12 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::asks::{AskBook, Provider};
 use crate::config::Transport;
-use crate::discover::{Addresses, Discovery};
+use crate::discover::{Addresses, Discovery, Links, is_relayed};
 use crate::evidence::SignedRead;
-use crate::frames::{FrameError, PROTOCOL, Refusal};
-use crate::limits::{COOL_DOWN, DIAL_TIMEOUT, LEARN_TIMEOUT, STALL_TIMEOUT};
+use crate::frames::{FrameError, Refusal};
+use crate::limits::{COOL_DOWN, LEARN_TIMEOUT};
 use crate::standings::Standings;
-use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire, peer_id};
+use crate::transport::{DialError, Direct, SendHalf, Traffic, Wire};
 use crate::unix_now_s;
 
 pub use session::Session;
@@ -44,7 +44,7 @@ pub enum PeerError {
     #[error("unreachable: {0}")]
     Dial(#[from] DialError),
     /// It stopped answering in the middle.
-    #[error("it fell silent for {} s", STALL_TIMEOUT.as_secs())]
+    #[error("it fell silent")]
     Stalled,
     /// The stream broke or carried nonsense.
     #[error(transparent)]
@@ -108,7 +108,7 @@ pub struct Peers {
     /// What is held against them.
     pub standings: Arc<Standings>,
     direct: Arc<Direct>,
-    control: Control,
+    links: Links,
     addresses: Arc<Addresses>,
     traffic: Arc<Traffic>,
     transport: Transport,
@@ -135,8 +135,8 @@ impl Peers {
         transport: Transport,
     ) -> Self {
         let (idle, health) = (Mutex::default(), Mutex::default());
-        let (control, addresses) = (discovery.control.clone(), discovery.addresses.clone());
-        Self { credentials, book, standings, direct, control, addresses, traffic, transport, idle, health }
+        let (links, addresses) = (discovery.links.clone(), discovery.addresses.clone());
+        Self { credentials, book, standings, direct, links, addresses, traffic, transport, idle, health }
     }
 
     /// The network these peers belong to.
@@ -249,6 +249,20 @@ impl Peers {
         result
     }
 
+    /// Runs `ask` on a session of its own, which is not kept, and leaves the peer's record alone. For questions that may be asked before the
+    /// peer's ask is known: the session is then over libp2p, and is not what its data should go over later.
+    ///
+    /// # Errors
+    /// What dialling or `ask` gives.
+    pub async fn ask_once<T>(
+        &self,
+        node: &PublicKey,
+        ask: impl AsyncFnOnce(&mut Session) -> Result<T, PeerError>,
+    ) -> Result<T, PeerError> {
+        let mut session = Session::start(self.open(node).await?, &self.credentials).await?;
+        ask(&mut session).await
+    }
+
     /// A session with `node`: one that was kept, if it still lives, else a new one.
     async fn session(&self, node: &PublicKey) -> Result<Session, PeerError> {
         if self.direct.is_closed(node).await {
@@ -285,29 +299,29 @@ impl Peers {
     }
 
     async fn open(&self, node: &PublicKey) -> Result<Wire, PeerError> {
-        let addrs = self.book.get(node).map(|p| p.ask.direct).unwrap_or_default();
+        let known = self.book.get(node);
+        let addrs = known.as_ref().map(|p| p.ask.direct.clone()).unwrap_or_default();
+        let dial = known.as_ref().map(Provider::libp2p_addrs).unwrap_or_default();
         let direct = match self.transport {
             Transport::Stream => None,
             // Of a node that offers nothing, such as the market may be, no direct address is known.
             Transport::Auto | Transport::Direct if addrs.is_empty() => None,
             Transport::Direct | Transport::Auto => Some(self.direct.open(node, &addrs).await),
         };
+        let is_connected = self.addresses.is_connected(node);
         match direct {
             Some(Ok(wire)) => Ok(wire),
             Some(Err(error)) if self.transport == Transport::Direct => Err(error.into()),
-            Some(Err(error)) if !self.addresses.is_connected(node) => Err(error.into()),
-            _ => self.open_stream(node).await,
+            Some(Err(error)) if !is_connected && !dial.iter().any(is_relayed) => Err(error.into()),
+            None if !is_connected && known.is_some() && dial.is_empty() => {
+                Err(DialError::Unreachable(node.to_string()).into())
+            }
+            _ => self.open_stream(node, dial).await,
         }
     }
 
-    async fn open_stream(&self, node: &PublicKey) -> Result<Wire, PeerError> {
-        let peer = peer_id(node).ok_or(DialError::BadKey)?;
-        let mut control = self.control.clone();
-        let protocol = libp2p::StreamProtocol::new(PROTOCOL);
-        let opening = timeout(DIAL_TIMEOUT, control.open_stream(peer, protocol)).await;
-        let stream = opening
-            .map_err(|_| DialError::Timeout(peer.to_string()))?
-            .map_err(|e| DialError::Failed { addr: peer.to_string(), why: e.to_string() })?;
+    async fn open_stream(&self, node: &PublicKey, dial: Vec<Multiaddr>) -> Result<Wire, PeerError> {
+        let stream = self.links.open(node, dial).await?;
         let (recv, send) = tokio::io::split(stream.compat());
         Ok(Wire::new(recv, SendHalf::other(send), *node, self.addresses.ip(node), &self.traffic))
     }

@@ -23,6 +23,7 @@ use spare_market::placement::Subnet;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 
 use crate::budget::Budgets;
+use crate::frames::{Dialled, Service};
 use crate::limits::{
     ACCEPTED_WINDOW_BYTES, BUDGET_KEYS_MAX, BULK_WINDOW_BYTES, CONNECTIONS_BEFORE_RETRY, CONNECTIONS_MAX,
     CONNECTIONS_PER_IP_MAX, DEBT_MAX, DIAL_TIMEOUT, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX,
@@ -31,8 +32,12 @@ use crate::limits::{
 };
 
 const ALPN: &[u8] = b"spare/1";
+/// What libp2p over QUIC negotiates (libp2p TLS specification).
+const LIBP2P_ALPN: &[u8] = b"libp2p";
 /// How long closing waits for peers to be told.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// Socket buffers that are asked for, each way.
+pub const UDP_BUFFER_BYTES: usize = 4 << 20;
 /// Read buffer of a wire: for frames and hash pairs. Most of a group goes past it, and is not copied once more.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 
@@ -247,6 +252,17 @@ pub enum DialError {
     /// No address is known.
     #[error("no address is known")]
     NoAddress,
+    /// It says of itself that nobody can reach it.
+    #[error("{0} says that nobody can reach it; its owner has to see to that")]
+    Unreachable(String),
+    /// A relay introduced it, but no direct connection came about.
+    #[error("{peer} is behind a NAT, hole punching failed: {why}")]
+    Punch {
+        /// Which peer.
+        peer: String,
+        /// Why.
+        why: String,
+    },
 }
 
 /// The transport settings of direct connections; the benchmark's raw connections use the same.
@@ -312,6 +328,8 @@ pub struct Direct {
     /// Accepted connections, for limits.
     accepted: Mutex<Accepted>,
     started: Instant,
+    /// Bytes of socket buffer that the kernel granted.
+    pub buffer_bytes: usize,
 }
 
 /// Accepted connections.
@@ -359,8 +377,10 @@ impl Direct {
             .incoming_buffer_size_total(HANDSHAKES_MAX as u64 * INCOMING_BUFFER_BYTES);
         let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
         // The kernel may grant less; more buffer means fewer losses when the process is busy.
-        let _ = socket.set_recv_buffer_size(4 << 20);
-        let _ = socket.set_send_buffer_size(4 << 20);
+        let _ = socket.set_recv_buffer_size(UDP_BUFFER_BYTES);
+        let _ = socket.set_send_buffer_size(UDP_BUFFER_BYTES);
+        // Linux counts its own overhead as well, and says twice what may be used.
+        let buffer_bytes = socket.recv_buffer_size()?.min(socket.send_buffer_size()?) / 2;
         socket.bind(&addr.into())?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let config = endpoint_config(&keypair)?;
@@ -372,6 +392,7 @@ impl Direct {
             connections: tokio::sync::Mutex::default(),
             accepted: Mutex::default(),
             started: Instant::now(),
+            buffer_bytes,
         })
     }
 
@@ -412,22 +433,49 @@ impl Direct {
     }
 
     async fn connect(&self, node: &PublicKey, addr: SocketAddr) -> Result<quinn::Connection, DialError> {
+        self.connect_from(&self.endpoint, node, addr, ALPN).await
+    }
+
+    async fn connect_from(
+        &self,
+        endpoint: &quinn::Endpoint,
+        node: &PublicKey,
+        addr: SocketAddr,
+        alpn: &[u8],
+    ) -> Result<quinn::Connection, DialError> {
         let failed = |why: String| DialError::Failed { addr: addr.to_string(), why };
         let peer = peer_id(node).ok_or(DialError::BadKey)?;
         let mut tls =
             libp2p_tls::make_client_config(&self.keypair, Some(peer)).map_err(|e| failed(e.to_string()))?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.alpn_protocols = vec![alpn.to_vec()];
         tls.key_log = Arc::new(rustls::NoKeyLog);
         let tls = QuicClientConfig::try_from(tls).map_err(|e| failed(e.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(transport_config());
         // The certificate is checked against the node key, so the server name means nothing.
-        let connecting =
-            self.endpoint.connect_with(config, addr, "spare").map_err(|e| failed(e.to_string()))?;
+        let connecting = endpoint.connect_with(config, addr, "spare").map_err(|e| failed(e.to_string()))?;
         match tokio::time::timeout(DIAL_TIMEOUT, connecting).await {
             Ok(connection) => connection.map_err(|e| failed(e.to_string())),
             Err(_) => Err(DialError::Timeout(addr.to_string())),
         }
+    }
+
+    /// Dials `node` at `addr` from a port that was never used before, hangs up, and says what came of it; nothing, if there is no such port.
+    pub async fn dial_once(&self, node: &PublicKey, addr: SocketAddr, service: Service) -> Option<Dialled> {
+        let from = SocketAddr::new(self.local_addr().ok()?.ip(), 0);
+        if from.is_ipv4() != addr.is_ipv4() {
+            return None;
+        }
+        let endpoint = quinn::Endpoint::client(from).ok()?;
+        let alpn = if service == Service::Direct { ALPN } else { LIBP2P_ALPN };
+        let outcome = match self.connect_from(&endpoint, node, addr, alpn).await {
+            Ok(_) => Dialled::Answered,
+            Err(DialError::Timeout(_)) => Dialled::Silent,
+            Err(_) => Dialled::Failed,
+        };
+        endpoint.close(0u32.into(), b"reached");
+        let _ = tokio::time::timeout(CLOSE_WITHIN, endpoint.wait_idle()).await;
+        Some(outcome)
     }
 
     /// Accepts connections until the endpoint closes and hands each of their streams to `serve`.

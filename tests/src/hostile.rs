@@ -8,8 +8,8 @@ use crate::relay::{Meddling, relay};
 use spare::answer::Answerer;
 use spare::asks::AskBook;
 use spare::chain::Chain;
-use spare::config::Transport;
-use spare::discover::Discovery;
+use spare::config::{Relay, Transport};
+use spare::discover::{Discovery, Setup};
 use spare::earn::{Earner, Offer};
 use spare::frames::{Hello, Refusal, RefusalCode, Request, Response, read_frame, write_frame};
 use spare::home::{Identity, Ticket};
@@ -136,14 +136,17 @@ impl HostileProvider {
         let direct = endpoint(&identity, subnet);
         let addr = direct.local_addr().expect("bound");
         let book_of_peers = book.clone();
-        let discovery = spare::discover::start(
-            identity.libp2p_keypair(),
+        let discovery = spare::discover::start(Setup {
+            keypair: identity.libp2p_keypair(),
             network,
-            [127, 0, subnet, 1].into(),
-            0,
+            listen: ([127, 0, subnet, 1], 0).into(),
             bootstrap,
             book,
-        )
+            reach: Arc::default(),
+            upnp_direct_port: None,
+            relay: Relay::Off,
+            is_looked_for: false,
+        })
         .await
         .expect("libp2p starts");
         let credentials =

@@ -3,6 +3,7 @@
 pub mod claims;
 pub mod flood;
 pub mod fuzz;
+pub mod homes;
 pub mod hostile;
 pub mod net;
 pub mod relay;

@@ -52,6 +52,8 @@ pub struct Node {
     /// The folder.
     pub home: PathBuf,
     child: Option<Child>,
+    /// The network namespace that it and its commands run in.
+    namespace: Option<String>,
     /// Settings that give a restarted node the ports it had.
     ports: Vec<String>,
 }
@@ -68,7 +70,7 @@ impl Node {
     /// # Panics
     /// When `spare init` fails.
     pub fn init(home: PathBuf, subnet: u8, args: &[&str]) -> Self {
-        let node = Self { home, child: None, ports: Vec::new() };
+        let node = Self { home, child: None, namespace: None, ports: Vec::new() };
         let ip = format!("node.listen_ip=127.0.{subnet}.1");
         let fixed = ["--set", &ip, "--set", "node.libp2p_port=0", "--set", "node.direct_port=0"];
         let api = ["--set", "node.api_addr=127.0.0.1:0"];
@@ -78,12 +80,30 @@ impl Node {
 
     /// A folder that is no node's, for commands that need none.
     pub fn bare(home: PathBuf) -> Self {
-        Self { home, child: None, ports: Vec::new() }
+        Self { home, child: None, namespace: None, ports: Vec::new() }
+    }
+
+    /// Sets up a node in `home` that lives in a network namespace, on its addresses there and the usual ports.
+    ///
+    /// # Panics
+    /// When `spare init` fails.
+    pub fn init_in(home: PathBuf, namespace: &str, args: &[&str]) -> Self {
+        let node = Self { home, child: None, namespace: Some(namespace.to_owned()), ports: Vec::new() };
+        node.ok(&[&["init"], args].concat());
+        node
     }
 
     /// A command of the program on this node's folder.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = match &self.namespace {
+            None => Command::new(program()),
+            // `ip` becomes the program, so a signal to its process arrives there.
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program());
+                command
+            }
+        };
         command.arg("--home").arg(&self.home).arg("--json").args(args).stdin(Stdio::null());
         command.env("SPARE_YES", "1");
         command

@@ -127,6 +127,15 @@ impl Stranger {
         self.greet(network, Some(grant)).await;
     }
 
+    /// Answers whoever dials its own endpoint from now on, and returns its port.
+    ///
+    /// # Panics
+    /// When the endpoint is gone.
+    pub fn listen(&self) -> u16 {
+        tokio::spawn(self.endpoint.clone().accept(|_| ()));
+        self.endpoint.local_addr().expect("bound").port()
+    }
+
     /// Says hello.
     ///
     /// # Panics

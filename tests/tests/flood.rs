@@ -25,8 +25,10 @@ use spare_tests::net::{Net, wait_for};
 use spare_tests::stranger::{Stranger, provider_of};
 use tokio::io::AsyncReadExt;
 
-/// Reads of each kind, before the attack.
-const READS_BEFORE: usize = 200;
+/// Reads before the attack.
+const READS_BEFORE: usize = 2000;
+/// Time between connections that the honest client makes.
+const BETWEEN_CONNECTIONS: Duration = Duration::from_millis(50);
 /// The shard that is read: long enough that nobody's window holds it.
 const SHARD_BYTES: usize = 4 << 20;
 
@@ -100,7 +102,7 @@ fn resident_bytes(pid: u32) -> usize {
     pages * rustix::param::page_size()
 }
 
-/// Reads both ways until told to stop; every tenth read is over a new connection.
+/// Reads both ways until told to stop. New connections are few enough for what one network may begin.
 async fn read_until(
     client: &mut Stranger,
     addr: SocketAddr,
@@ -108,11 +110,15 @@ async fn read_until(
     stop: impl Fn(usize) -> bool,
 ) -> [Latency; 2] {
     let (mut standing, mut anew) = (Vec::new(), Vec::new());
+    let mut connected_at = Instant::now();
     while !stop(standing.len()) {
         for _ in 0..10 {
             standing.push(read(client, root).await);
         }
-        anew.push(read_anew(client, addr, root).await);
+        if anew.is_empty() || connected_at.elapsed() > BETWEEN_CONNECTIONS {
+            connected_at = Instant::now();
+            anew.push(read_anew(client, addr, root).await);
+        }
     }
     [latency(standing), latency(anew)]
 }

@@ -117,9 +117,18 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
         };
         let unauthorized = (401, "unauthorized".to_owned());
-        for path in
-            ["status", "blobs", "blobs/a", "asks", "transfers", "stat/a", "balance", "market", "deals"]
-        {
+        for path in [
+            "status",
+            "doctor",
+            "blobs",
+            "blobs/a",
+            "asks",
+            "transfers",
+            "stat/a",
+            "balance",
+            "market",
+            "deals",
+        ] {
             assert_eq!(code(http.get(format!("{url}/{path}"))).await, unauthorized, "{path} without a token");
             assert_eq!(
                 code(http.get(format!("{url}/{path}")).bearer_auth("wrong")).await,
@@ -143,6 +152,7 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             "challenges/{deal}",
             "deals",
             "deals/{deal}",
+            "doctor",
             "evidence/{name}",
             "market",
             "market/blocks",
@@ -161,6 +171,24 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
 }
 
 #[test]
+fn a_node_that_its_own_network_reaches_is_not_called_unreachable() {
+    let net = Net::start(2);
+    for node in net.providers.iter().chain([&net.client]) {
+        wait_for("both ports to be tested", || {
+            let status = node.status();
+            let ports = status["reach"].as_array()?;
+            ports.iter().all(|port| port["how"] == "local").then_some(())
+        });
+        let checks = node.run(&["doctor"]);
+        let checks: Value = serde_json::from_slice(&checks.stdout).unwrap();
+        for name in ["libp2p port", "direct port", "peers", "market", "clock", "folder"] {
+            let check = checks.as_array().unwrap().iter().find(|check| check["name"] == name).unwrap();
+            assert_eq!(check["level"], "ok", "{check}");
+        }
+    }
+}
+
+#[test]
 fn a_folder_belongs_to_one_node_and_a_node_may_be_missing() {
     let dir = tempfile::tempdir().unwrap();
     let missing = Command::new(program()).args(["--home", "/nonexistent", "ls"]).output().unwrap();
@@ -169,6 +197,12 @@ fn a_folder_belongs_to_one_node_and_a_node_may_be_missing() {
     let (code, message) = node.fails(&["ls"]);
     assert_eq!(code, "no_node");
     assert!(message.contains("start it with `spare serve`"), "{message}");
+    let doctor = node.run(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(1), "no node runs, which needs doing something about");
+    let checks: Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    assert_eq!((&checks[0]["name"], &checks[0]["level"]), (&"node".into(), &"problem".into()));
+    assert!(checks[0]["advice"].as_str().unwrap().contains("spare serve"), "{checks}");
+    assert!(checks.as_array().unwrap().iter().any(|check| check["name"] == "open files"), "{checks}");
     node.start();
     let (_, message) = node.fails(&["serve"]);
     assert!(message.contains("another `spare serve` is running"), "{message}");

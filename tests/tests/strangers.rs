@@ -5,8 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use spare::frames::{Hello, RefusalCode, Request, Response, encode, read_frame, write_frame};
-use spare::limits::{DELETE_MAX_ROOTS, FRAME_MAX_BYTES, SESSIONS_PER_PEER_MAX, SHARD_MAX_BYTES};
+use spare::frames::{
+    Dialled, Hello, RefusalCode, Request, Response, Service, encode, read_frame, write_frame,
+};
+use spare::limits::{
+    DELETE_MAX_ROOTS, DIAL_BACKS_PER_SUBNET_MAX, FRAME_MAX_BYTES, SESSIONS_PER_PEER_MAX, SHARD_MAX_BYTES,
+};
 use spare::transport::Direct;
 use spare_market::deal::DealId;
 use spare_market::signed::NetworkId;
@@ -254,4 +258,29 @@ async fn a_peer_gets_its_share_of_sessions_and_no_more() {
     assert_eq!((open.len(), refused), (SESSIONS_PER_PEER_MAX, 8));
     // Others are served all the while.
     Stranger::greeted(&net, 90).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dial_back_goes_to_the_asker_alone_and_seldom() {
+    let net = start(1).await;
+    let mut asker = Stranger::greeted(&net, 60).await;
+    let ask = |port| Request::DialBack { service: Service::Direct, port };
+    let dialled = |outcome| Response::DialledBack { ip: [127, 0, 60, 1].into(), outcome };
+    let port = asker.listen();
+    assert_eq!(asker.ask(ask(port)).await, dialled(Dialled::Answered));
+    // A port at which this machine says at once that nobody listens, or at which nothing is said.
+    let closed = std::net::UdpSocket::bind("127.0.60.1:0").unwrap();
+    let silent = asker.ask(ask(closed.local_addr().unwrap().port())).await;
+    assert_eq!(silent, dialled(Dialled::Silent));
+    assert_eq!(asker.refused(ask(53)).await, RefusalCode::BadRange);
+    assert_eq!(asker.refused(ask(0)).await, RefusalCode::BadRange);
+    for _ in 2..DIAL_BACKS_PER_SUBNET_MAX {
+        assert_eq!(asker.ask(ask(port)).await, dialled(Dialled::Answered));
+    }
+    assert_eq!(asker.refused(ask(port)).await, RefusalCode::Busy);
+    // Others are not held up by it.
+    let mut other = Stranger::greeted(&net, 61).await;
+    let port = other.listen();
+    let Response::DialledBack { outcome, .. } = other.ask(ask(port)).await else { panic!("not dialled") };
+    assert_eq!(outcome, Dialled::Answered);
 }

@@ -45,6 +45,8 @@ impl Cost {
             Request::Submit { .. } | Request::Notice(_) => (4, false),
             // Reads from the disk for each byte that is shown.
             Request::Openings { count, .. } => (1 + u64::from(*count) / 2, false),
+            // A socket of its own, and a handshake that the asker may let run into its end.
+            Request::DialBack { .. } => (16, false),
             Request::Terms | Request::DealState { .. } | Request::DealSet { .. } => (2, false),
             Request::Asks { .. } | Request::IndexEnd | Request::IndexRead { .. } | Request::Blocks { .. } => {
                 (1, false)

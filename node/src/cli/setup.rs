@@ -120,7 +120,7 @@ pub(super) fn init(context: &Context, args: InitArgs) -> anyhow::Result<()> {
 
 pub(super) async fn serve(context: &Context, flags: &[(String, String)]) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SPARE_LOG")
-        .unwrap_or_else(|_| "warn,spare=info,libp2p_kad=error".into());
+        .unwrap_or_else(|_| "warn,spare=info,libp2p_kad=error,libp2p_autonat=error".into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     let loaded = context.load_config(flags)?;

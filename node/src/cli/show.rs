@@ -150,7 +150,8 @@ pub(super) async fn asks(context: &Context, why: bool) -> anyhow::Result<()> {
             "region"
         );
         for ask in asks {
-            let addr = ask.direct.first().map_or("no direct address", String::as_str);
+            let none = if ask.behind_nat { "behind a NAT" } else { "no direct address" };
+            let addr = ask.direct.first().map_or(none, String::as_str);
             let state = match (ask.failing, ask.connected) {
                 (true, _) => ", failed lately",
                 (false, true) => ", connected",
@@ -196,6 +197,23 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             count(s.connected_peers as u64, "peer"),
             count(s.known_providers as u64, "provider")
         );
+        for port in &s.reach {
+            line!(
+                out,
+                "  {:<9} UDP port {} is {}: {}",
+                port.service,
+                port.port,
+                port.how.words(),
+                port.why
+            );
+            if let (Some(advice), Some(_)) = (&port.advice, &s.provider) {
+                line!(out, "            -> {advice}");
+            }
+        }
+        if s.relay.reservations > 0 {
+            let peers = count(s.relay.reservations as u64, "peer");
+            line!(out, "  relay     for {peers} behind NATs; {} introductions so far", s.relay.circuits);
+        }
         for alert in &s.alerts {
             line!(out, "  ATTENTION {alert}");
         }

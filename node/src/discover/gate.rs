@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{
     ConnectionClosed, ConnectionDenied, ConnectionId, FromSwarm, ListenFailure, NetworkBehaviour, THandler,
     THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
@@ -17,6 +16,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use spare_market::placement::Subnet;
 
+use super::{ip_of, is_relayed};
 use crate::budget::Budgets;
 use crate::limits::{
     BUDGET_KEYS_MAX, DEBT_MAX, LIBP2P_CONNECTIONS_PER_SUBNET_MAX, LIBP2P_HANDSHAKES_PER_SUBNET,
@@ -59,14 +59,11 @@ impl Counts {
     }
 }
 
-/// The network of an address; those without an IP address count as one.
-fn subnet(addr: &Multiaddr) -> Subnet {
-    let ip = addr.iter().find_map(|part| match part {
-        Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
-        Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
-        _ => None,
-    });
-    ip.unwrap_or(IpAddr::from([0, 0, 0, 0])).into()
+/// The network that a connection comes from; those without an IP address count as one. Who comes through a relay has none, and counts for the relay's
+/// network, so that circuits through one relay do not keep out those through another.
+fn subnet(local: &Multiaddr, remote: &Multiaddr) -> Subnet {
+    let addr = if is_relayed(local) { local } else { remote };
+    ip_of(addr).unwrap_or(IpAddr::from([0, 0, 0, 0])).into()
 }
 
 impl Gate {
@@ -110,20 +107,20 @@ impl NetworkBehaviour for Gate {
     fn handle_pending_inbound_connection(
         &mut self,
         id: ConnectionId,
-        _local: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        self.admit(id, subnet(remote))
+        self.admit(id, subnet(local, remote))
     }
 
     fn handle_established_inbound_connection(
         &mut self,
         id: ConnectionId,
         _peer: PeerId,
-        _local: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.shook_hands(id, subnet(remote));
+        self.shook_hands(id, subnet(local, remote));
         Ok(dummy::ConnectionHandler)
     }
 
@@ -167,8 +164,9 @@ mod tests {
     #[test]
     fn a_network_gets_its_share_of_handshakes_and_of_connections() {
         let mut gate = Gate::new();
-        let here = subnet(&"/ip4/10.0.0.1/udp/1/quic-v1".parse().unwrap());
-        let there = subnet(&"/ip4/10.0.1.1/udp/1/quic-v1".parse().unwrap());
+        let own = "/ip4/127.0.0.1/udp/1/quic-v1".parse().unwrap();
+        let here = subnet(&own, &"/ip4/10.0.0.1/udp/1/quic-v1".parse().unwrap());
+        let there = subnet(&own, &"/ip4/10.0.1.1/udp/1/quic-v1".parse().unwrap());
         let id = ConnectionId::new_unchecked;
         for i in 0..LIBP2P_HANDSHAKES_PER_SUBNET_MAX {
             gate.admit(id(i), here).unwrap();
@@ -189,6 +187,9 @@ mod tests {
         gate.ended(id(1001));
         assert!(gate.handshakes.by_subnet.is_empty() && gate.established.by_subnet.is_empty());
         assert!(gate.handshakes.of.is_empty() && gate.established.of.is_empty());
+        // Who comes through a relay counts for the relay's network.
+        let circuit = "/ip4/10.0.2.1/udp/1/quic-v1/p2p-circuit".parse().unwrap();
+        assert_eq!(subnet(&circuit, &Multiaddr::empty()), subnet(&own, &"/ip4/10.0.2.9".parse().unwrap()));
         // Misbehaviour of its peers uses up what a network may begin.
         for _ in 0..=LIBP2P_HANDSHAKES_PER_SUBNET.burst / LIBP2P_MISBEHAVIOUR_COST {
             gate.misbehaved(IpAddr::from([10, 0, 1, 9]));

@@ -1,5 +1,6 @@
 //! A session with a peer: the asking side of `spare/1`, one method for each request.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,11 +25,13 @@ use tokio::time::timeout;
 
 use super::{Credentials, FRESH_FOR, PeerError};
 use crate::evidence::SignedRead;
-use crate::frames::{DealState, FrameError, Hello, Notice, Request, Response, read_frame, write_frame};
+use crate::frames::{
+    DealState, Dialled, FrameError, Hello, Notice, Request, Response, Service, read_frame, write_frame,
+};
 use crate::limits::{
     ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DIAL_TIMEOUT,
     EVIDENCE_READ_MAX_BYTES, HELLO_TIMEOUT, RECEIPT_TIMEOUT, SNAPSHOT_MAX_BYTES, STALL_TIMEOUT,
-    SUBMIT_TIMEOUT,
+    SUBMIT_TIMEOUT, UPLOAD_STALL_TIMEOUT,
 };
 use crate::market::NotTaken;
 use crate::transport::Wire;
@@ -137,7 +140,8 @@ impl Session {
         let mut sent = 0;
         while let Some(cell) = cells.recv().await {
             sent += cell.len() as u64;
-            in_time(self.wire.send.write_bytes(cell)).await?;
+            let sending = timeout(UPLOAD_STALL_TIMEOUT, self.wire.send.write_bytes(cell));
+            sending.await.map_err(|_| PeerError::Stalled)??;
         }
         if sent != shard_bytes {
             return Err(PeerError::GivenUp);
@@ -448,6 +452,20 @@ impl Session {
         };
         self.in_step = true;
         Ok((members, more))
+    }
+
+    /// Has the peer dial one of this node's ports. Returns the address that it sees this node at, and what came of dialling.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn dial_back(&mut self, service: Service, port: u16) -> Result<(IpAddr, Dialled), PeerError> {
+        let Response::DialledBack { ip, outcome } =
+            self.request(&Request::DialBack { service, port }).await?
+        else {
+            return Err(PeerError::Protocol("another answer than what dialling back came to"));
+        };
+        self.in_step = true;
+        Ok((ip, outcome))
     }
 
     /// Reads entry `seq` of the account's index log at this peer.
