@@ -110,20 +110,29 @@ fn a_client_catches_a_provider_that_lost_a_twentieth_and_does_not_pay_it() {
         alerts.into_iter().find(|alert| alert.as_str().unwrap().contains("could not read shard"))
     });
     println!("the provider's status: {alert}");
-    let promised = amount(&deal_with(&net.client, &bad)["promised"]);
+    let (promised, bytes) = {
+        let deal = deal_with(&net.client, &bad);
+        (amount(&deal["promised"]), deal["bytes"].as_u64().unwrap())
+    };
     let struck = wait_for("a strike", || {
         let audits = net.client.ok(&["audit"]);
         let audit = audits.as_array().unwrap().iter().find(|audit| audit["node"] == bad.as_str())?.clone();
         (!audit["strikes"].as_array().unwrap().is_empty()).then_some(audit)
     });
     assert!(struck["record_percent"].as_u64().unwrap() <= 25, "it weighs less: {struck}");
-    let paid = amount(&deal_with(&net.client, &good)["promised"]);
-    wait_for("the other one to be paid on", || {
-        (amount(&deal_with(&net.client, &good)["promised"]) > paid).then_some(())
+    // Nothing was promised meanwhile. What is lost comes off the deal, and what is left is paid again.
+    wait_for("the lost shard to come off the deal", || {
+        let deal = deal_with(&net.client, &bad);
+        (deal["bytes"].as_u64().unwrap() < bytes).then_some(())
     });
-    let later = amount(&deal_with(&net.client, &bad)["promised"]);
-    // Reading is paid, storage is not.
-    assert!(later - promised < paid / 10, "{promised} {later}");
+    wait_for("what is left to be paid", || {
+        (amount(&deal_with(&net.client, &bad)["promised"]) > promised).then_some(())
+    });
+    let lead = amount(&deal_with(&net.client, &good)["promised"]) as f64
+        - amount(&deal_with(&net.client, &bad)["promised"]) as f64;
+    let rate = amount(&deal_with(&net.client, &good)["month"]) as f64 * 2.0 / (730.0 * 3600.0);
+    println!("it is behind the other one by {:.1} periods' pay", lead / rate);
+    assert!(lead > 0.9 * rate, "{lead} {rate}");
     assert_eq!(net.client.ok(&["audit"]).as_array().unwrap().len(), 1, "nothing is held against the other");
 }
 
