@@ -161,6 +161,11 @@ impl StorageDue {
         Self(self.0.saturating_sub(other.0))
     }
 
+    /// How many periods of `rate` this is, rounded up; none of a rate of nothing.
+    pub fn periods_of(self, rate: Self) -> u64 {
+        if rate == Self::ZERO { 0 } else { u64::try_from(self.0.div_ceil(rate.0)).unwrap_or(u64::MAX) }
+    }
+
     /// This, `times` over, or `None` beyond any money.
     pub fn checked_mul(self, times: u64) -> Option<Self> {
         self.0.checked_mul(times.into()).map(Self)

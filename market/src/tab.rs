@@ -14,7 +14,7 @@ use crate::voucher::{VoucherError, VoucherV1};
 
 /// Bytes read and not paid for, above which a provider serves no further reads: nobody works unpaid beyond this.
 pub const READ_STEP_BYTES: u64 = 256 << 20;
-/// Periods for which a provider lets one period pass unpaid that its client says it was away in, though it knows of nothing: a line that was down.
+/// Periods within which a provider lets one period pass unpaid that its client says it was away in, though it knows of nothing: a line that was down.
 pub const DOUBT_PERIODS: u64 = 30;
 /// Difference between the two counts of bytes read that a provider forgives once a period.
 pub const READ_SLACK_BYTES: u64 = 16 << 20;
@@ -28,8 +28,8 @@ pub struct Tab {
     promised: Option<VoucherV1>,
     /// The period in which a difference was last forgiven.
     forgiven_in: Option<u64>,
-    /// The period in which storage was last taken as not shown for no reason that the provider knows.
-    doubted_in: Option<u64>,
+    /// Since which period, and how often since then, storage was not paid as not shown, for no reason that the provider knows.
+    doubted: (u64, u64),
     base: Base,
 }
 
@@ -79,9 +79,6 @@ pub enum TabError {
         /// Bytes read.
         read: u64,
     },
-    /// The voucher leaves out more storage than can have been missing.
-    #[error("the voucher leaves out storage that was there")]
-    Skipped,
     /// A tab that somebody else kept claims more than can have come about.
     #[error("more is claimed than this deal can have cost")]
     Implausible,
@@ -267,13 +264,19 @@ impl Tab {
         self.promised = Some(voucher);
     }
 
+    /// Whether the client left out more than one period within [`DOUBT_PERIODS`] for no reason that the provider knows. What is left out is not to be
+    /// had, so vouchers are taken all the same; but the ledger judges better from then on.
+    pub fn has_doubts(&self, now: u64) -> bool {
+        now < self.doubted.0.saturating_add(DOUBT_PERIODS) && self.doubted.1 > 1
+    }
+
     /// What is promised by the newest voucher, or was settled, and the last period that this pays for.
     fn known(&self) -> (Amount, Option<u64>) {
         self.promised.map_or((self.base.paid, self.base.through), |v| (v.total, v.paid_through))
     }
 
-    /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for. It may leave out storage in `absent_periods`
-    /// periods, in which the provider knows that it was away, and once in [`DOUBT_PERIODS`] in one more.
+    /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for. It may leave out storage that was
+    /// not shown: the provider knows that it was away in `absent_periods` periods, and doubts the rest.
     ///
     /// # Errors
     /// [`TabError`]; nothing has changed then.
@@ -290,13 +293,13 @@ impl Tab {
         voucher.check_improves(deal, epoch, known, through)?;
         self.check_covers(terms, &voucher)?;
         let skipped = voucher.skipped.saturating_sub(self.base.skipped);
-        let excused = |periods| self.meter.rate().checked_mul(periods);
-        if excused(absent_periods).is_some_and(|excused| skipped > excused) {
-            let may_doubt = self.doubted_in.is_none_or(|before| now >= before + DOUBT_PERIODS);
-            if !may_doubt || excused(absent_periods + 1).is_some_and(|excused| skipped > excused) {
-                return Err(TabError::Skipped);
+        let excused = self.meter.rate().checked_mul(absent_periods).unwrap_or_default();
+        let doubted = skipped.saturating_sub(excused).periods_of(self.meter.rate());
+        if doubted > 0 {
+            if now >= self.doubted.0.saturating_add(DOUBT_PERIODS) {
+                self.doubted = (now, 0);
             }
-            self.doubted_in = Some(now);
+            self.doubted.1 = self.doubted.1.saturating_add(doubted);
         }
         self.base.skipped = self.base.skipped.max(voucher.skipped);
         // What the client did not see arrive is forgiven once a period, by this side's clock.
@@ -510,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_that_was_not_shown_is_not_paid_where_the_provider_was_away_or_now_and_then() {
+    fn a_period_that_was_not_shown_is_not_paid_and_its_provider_may_have_doubts() {
         let terms = terms();
         let mut client = under(&[head(1, 5, 2 * GIB)]);
         let mut provider = client.clone();
@@ -520,28 +523,28 @@ mod tests {
         let voucher = client.next_voucher(DEAL, &terms, 0, 8).unwrap().unwrap();
         assert_eq!((voucher.total, voucher.paid_through), (Amount(400), Some(7)), "three periods but one");
         assert_eq!(known.take_voucher(DEAL, &terms, 0, voucher, 8, 1), Ok(()), "it was away");
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, 8, 0), Ok(()), "a doubt");
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, 8, 0), Ok(()));
+        assert!(!provider.has_doubts(8), "one is nothing");
         client.promise(voucher);
         client.skip(8).unwrap();
         let again = client.next_voucher(DEAL, &terms, 0, 10).unwrap().unwrap();
         assert_eq!(again.total, Amount(600));
-        assert_eq!(known.take_voucher(DEAL, &terms, 0, again, 10, 0), Ok(()), "its first doubt");
-        let error = Err(TabError::Skipped);
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, again, 10, 0), error, "not twice so soon");
-        assert_eq!(provider.take_voucher(DEAL, &terms, 0, again, 8 + DOUBT_PERIODS, 0), Ok(()));
-        // More than a period at once is never a doubt.
+        assert_eq!(known.take_voucher(DEAL, &terms, 0, again, 10, 0), Ok(()));
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, again, 10, 0), Ok(()), "money is money");
+        assert!(provider.has_doubts(10) && !known.has_doubts(10), "not twice so soon");
+        assert!(!provider.has_doubts(8 + DOUBT_PERIODS), "and not for ever");
+        // Several at once.
         client.promise(again);
         client.skip(10).unwrap();
         client.skip(11).unwrap();
         let two = client.next_voucher(DEAL, &terms, 0, 13).unwrap().unwrap();
-        assert_eq!(known.take_voucher(DEAL, &terms, 0, two, 100, 0), error);
-        assert_eq!(known.take_voucher(DEAL, &terms, 0, two, 100, 1), Ok(()));
+        let later = 100;
+        assert_eq!(known.take_voucher(DEAL, &terms, 0, two, later, 0), Ok(()));
+        assert!(known.has_doubts(later));
         // A total that leaves out what its voucher does not say is short.
         let unsaid = VoucherV1 { skipped: StorageDue::ZERO, total: Amount(two.total.0 + 1), ..two };
-        assert!(matches!(
-            under(&[head(1, 5, 2 * GIB)]).take_voucher(DEAL, &terms, 0, unsaid, 13, 9),
-            Err(TabError::Short { .. })
-        ));
+        let short = under(&[head(1, 5, 2 * GIB)]).take_voucher(DEAL, &terms, 0, unsaid, 13, 9);
+        assert!(matches!(short, Err(TabError::Short { .. })));
     }
 
     #[test]

@@ -169,9 +169,7 @@ fn refused(error: TabError) -> Refusal {
         TabError::Voucher(VoucherError::NotHigher { .. } | VoucherError::Backwards) => {
             RefusalCode::StaleVoucher
         }
-        TabError::Voucher(_) | TabError::Short { .. } | TabError::Reads { .. } | TabError::Skipped => {
-            RefusalCode::BadVoucher
-        }
+        TabError::Voucher(_) | TabError::Short { .. } | TabError::Reads { .. } => RefusalCode::BadVoucher,
     };
     Refusal::new(code, error.to_string())
 }
@@ -401,6 +399,11 @@ impl Earner {
         }
         if next.tab.rate() > record.tab.rate() {
             self.check_funded(&next, &deal, 0)?;
+        }
+        // What the client could not read is not to be held any more.
+        let notice: Option<Notice> = self.meta.get(Table::Notices, &id.0).map_err(internal)?;
+        if notice.is_some_and(|notice| remove.contains(&notice.place.root)) {
+            batch.delete(Table::Notices, &id.0);
         }
         let full = FullHead::countersign(signed.raw().clone(), self.network, &self.node_key);
         next.head = Some(full.clone());

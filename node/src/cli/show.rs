@@ -304,10 +304,11 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             );
             line!(
                 out,
-                "  challenges  {} made: {} answered, {} not, {} open; {} suspected. {} credits earned, {} lost in bonds",
+                "  challenges  {} made: {} answered, {} not, {} void since a newer head came, {} open; {} suspected. {} credits earned, {} lost in bonds",
                 c.challenged,
                 c.answered,
                 c.won,
+                c.challenged.saturating_sub(c.answered + c.won + c.open as u64),
                 c.open,
                 count(c.suspects as u64, "deal"),
                 short(&c.earned),

@@ -89,6 +89,12 @@ fn is_exposed(deal: &Deal) -> bool {
     deal.collateral > Amount::ZERO || deal.claiming.is_some() || deal.challenges > 0
 }
 
+/// Whether payment for something that is stored is claimed on the ledger.
+fn is_claimed_for(deal: &Deal) -> bool {
+    let is_on = deal.claiming.is_some_and(|claiming| claiming.is_on());
+    is_on && deal.head.is_some_and(|head| head.head.bytes > 0)
+}
+
 impl Record {
     /// Notes that a voucher for storage through `through` came in period `now`.
     pub(super) fn note_kept_up(&mut self, through: Option<u64>, now: u64) {
@@ -101,7 +107,7 @@ impl Record {
 
     /// Whether vouchers come in time again, so that claims can end.
     pub(super) fn keeps_up(&self) -> bool {
-        self.kept_up.1 >= KEPT_UP_PERIODS
+        self.kept_up.1 >= KEPT_UP_PERIODS && !self.tab.has_doubts(self.kept_up.0)
     }
 
     /// Goes on from what the ledger settled by claims. Returns whether that changed anything.
@@ -283,8 +289,8 @@ impl Earner {
             && record.terms.price > StoragePrice(0)
             && deal.escrow > Amount::ZERO
             && self.claim_after_periods > 0
-            && unpaid >= self.claim_after_periods
-            && 2 * into_period_s >= period_s
+            && (unpaid >= self.claim_after_periods && 2 * into_period_s >= period_s
+                || record.tab.has_doubts(now))
             && record.tried_claims.1 < CLAIM_TRIES_MAX;
         // While claims go on, heads may make them dearer than what is pledged.
         if !is_due {
@@ -440,8 +446,7 @@ impl Earner {
         let node = self.node_key.public();
         self.chain.view(|l| {
             let deals = l.state().deals_of(&self.account).filter(|(_, deal)| deal.terms.node == node);
-            let exposed =
-                deals.filter(|(_, deal)| deal.claiming.is_some_and(|c| c.is_on()) || deal.challenges > 0);
+            let exposed = deals.filter(|(_, deal)| is_claimed_for(deal) || deal.challenges > 0);
             exposed.map(|(id, deal)| (id, deal.clone())).collect()
         })
     }

@@ -230,7 +230,7 @@ const MUTANTS: &[Mutant] = &[
         "",
         "one failure is asked about at a time",
     ),
-    ("tab.rs", "                return Err(TabError::Skipped);\n", "", "storage that was shown is paid"),
+    ("tab.rs", "&& self.doubted.1 > 1", "&& self.doubted.1 > 9", "a client that pays too little is doubted"),
     (
         "tab.rs",
         "        if is_new_epoch {\n            self.promised = None;\n        }\n",
