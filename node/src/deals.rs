@@ -26,6 +26,7 @@ use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, SignedBytes, SignedError};
+use spare_market::standing::Place;
 use spare_market::tab::{Standing, Tab, TabError};
 use spare_market::tx::Action;
 use spare_proofs::sumtree::{Member, SumTree};
@@ -179,6 +180,8 @@ pub struct AuditState {
     pub good_in: Option<u64>,
     /// Good audits since the node started.
     pub good: u64,
+    /// Where a long read brought wrong bytes: read again by itself, so that what is signed becomes evidence.
+    pub suspect: Option<Place>,
 }
 
 impl Cell {

@@ -88,6 +88,7 @@ async fn take_over(client: Arc<Client>) {
 
 async fn look_after(client: &Arc<Client>, cell: &Arc<Cell>) -> Result<(), DealError> {
     client.deals.wind_up(cell).await?;
+    collect_evidence(client, cell).await;
     let period = client.deals.period();
     let is_due = {
         let audit = cell.audit.lock().expect("no holder panics");
@@ -99,6 +100,16 @@ async fn look_after(client: &Arc<Client>, cell: &Arc<Cell>) -> Result<(), DealEr
     }
     client.deals.renew(cell, client.index_hash()).await?;
     client.deals.expose(cell).await
+}
+
+/// Reads what brought wrong bytes in a longer read once more: if they are wrong again, and signed, that is evidence.
+async fn collect_evidence(client: &Arc<Client>, cell: &Arc<Cell>) {
+    let suspect = cell.audit.lock().expect("no holder panics").suspect.take();
+    let Some(Place { root, shard_bytes, start, end }) = suspect else { return };
+    let received = AtomicU64::new(0);
+    let reading = client.deals.read(&cell.node, root, shard_bytes, start..end, &received);
+    // What came of it is judged as that of every read.
+    let _ = timeout(AUDIT_WITHIN, reading).await;
 }
 
 /// What is to be read: what failed before, if that is this deal's, else a random 16 KiB of what the provider holds. `None` when nothing is stored.

@@ -8,7 +8,7 @@ use spare_market::signed::{Signed, SignedBytes};
 use spare_market::standing::{Fault, Place};
 use spare_market::tab::{READ_SLACK_BYTES, READ_STEP_BYTES};
 use spare_market::voucher::{Voucher, VoucherV1};
-use spare_proofs::tree::Root;
+use spare_proofs::tree::{GROUP_BYTES, Root, VerifyError};
 
 use super::{Cell, DealError, Deals, record_key};
 use crate::crash;
@@ -113,6 +113,11 @@ impl Deals {
                 Ok(None) => {}
                 Ok(Some(Err(error))) | Err(error) => tracing::error!(%error, "evidence could not be kept"),
             }
+        }
+        if let PeerError::WrongBytes(VerifyError::WrongGroup { offset }) = error {
+            let end = (offset + GROUP_BYTES as u64).min(place.shard_bytes);
+            let suspect = Place { start: *offset, end, ..place };
+            cell.audit.lock().expect("no holder panics").suspect = Some(suspect);
         }
         // Of a line that is down nobody else is to blame.
         let Some(fault) = fault_of(error) else { return };
