@@ -351,7 +351,7 @@ impl Answerer {
             shown.take((), 1, self.started.elapsed())
         };
         if !budget() {
-            let why = "auditors have had what this node shows them for now";
+            let why = "auditors were shown as much as this node shows in a minute; try again in a moment";
             return Ok(Err(Refusal::new(RefusalCode::Busy, why)));
         }
         let show = move || {

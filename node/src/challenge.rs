@@ -195,7 +195,7 @@ impl Challenger {
             let period_s = match self.look(&mut asked_in).await {
                 Ok(period_s) => period_s,
                 Err(error) => {
-                    tracing::info!(%error, "challenging failed for now");
+                    tracing::info!(%error, "challenging failed, and is tried again");
                     self.period().map_or(60, |(_, period_s)| period_s)
                 }
             };
