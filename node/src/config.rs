@@ -81,7 +81,7 @@ pub struct ProvideConfig {
     pub read_price: Credits,
     /// Periods without a client's voucher after which payment is claimed on the ledger, by showing it what is stored; 0 for never.
     pub claim_after: u16,
-    /// Credits that are pledged for each new deal, as far as the account has them. What is stored and cannot be shown costs of it.
+    /// Credits that are pledged for each new deal, at most half of what the account has free. What is stored and cannot be shown costs of it.
     pub collateral: Credits,
     /// Bytes per second at which stored shards are read again to find rot; 0 for never.
     pub scrub_rate: Size,

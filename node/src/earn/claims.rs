@@ -268,8 +268,8 @@ impl Earner {
         absent.iter().filter(|period| Some(**period) > after && Some(**period) <= through).count() as u64
     }
 
-    /// What it takes to have the ledger pay for a deal whose client gives no vouchers, once a period that is over stays unpaid until the next is
-    /// half over.
+    /// The next step towards having the ledger pay for a deal whose client gives no vouchers, or some that leave out too much: once a period that is
+    /// over stays unpaid until the next is half over, or there are doubts. Each step waits for the one before to be on the ledger.
     pub(super) fn start_claims(
         &self,
         id: DealId,
@@ -438,7 +438,7 @@ impl Earner {
         }
     }
 
-    /// What waits to be claimed or answered, in words; for people.
+    /// The deals that are claimed for or challenged.
     ///
     /// # Errors
     /// When the ledger cannot be used.
