@@ -2,8 +2,10 @@
 //!
 //! QUIC transport; identify and ping to know who is there; Kademlia to find further peers; gossipsub to spread signed asks;
 //! libp2p streams as the second way for `spare/1`. AutoNAT, UPnP, relays and hole punching (DCUtR) see to it that peers can be reached. Limits on
-//! connections and memory are set, since libp2p has none by default. The swarm runs in one task; the rest of the node sees [`Addresses`]
-//! and [`Links`].
+//! connections and memory are set, since libp2p has none by default. The rest of the node sees [`Addresses`] and [`Links`].
+//!
+//! The swarm has threads of its own, of a priority below the rest of the node's. libp2p's QUIC answers the first packet of every handshake, which
+//! costs a signature, before anything here may refuse it; so strangers can keep these threads busy, but none that serve deals.
 //!
 //! **Invariant:** a relay carries identify, ping and DCUtR, and nothing else ([`DirectOnly`](direct_only)).
 
@@ -18,6 +20,7 @@ mod observed;
 mod probes;
 mod punching;
 mod runner;
+mod threads;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -40,6 +43,7 @@ use crate::reach::{Reach, Router};
 use behaviour::Behaviour;
 use mapping::Mapping;
 use runner::Runner;
+use threads::Threads;
 
 pub use links::Links;
 
@@ -186,7 +190,7 @@ pub struct Discovery {
     pub publish: mpsc::Sender<SignedBytes>,
     stop: Arc<Notify>,
     stopped: Arc<Notify>,
-    task: tokio::task::JoinHandle<()>,
+    _threads: Threads,
 }
 
 impl Discovery {
@@ -194,12 +198,6 @@ impl Discovery {
     pub async fn close(&self) {
         self.stop.notify_one();
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.stopped.notified()).await;
-    }
-}
-
-impl Drop for Discovery {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -228,8 +226,14 @@ pub struct Setup {
 /// Starts the swarm, and keeps joining.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// When the address cannot be listened on, or no further thread can be had.
 pub async fn start(setup: Setup) -> anyhow::Result<Discovery> {
+    let threads = Threads::start()?;
+    threads.handle().spawn(run(setup, threads)).await?
+}
+
+/// Runs the swarm on `threads`, on which it is called: libp2p and quinn spawn where they are.
+async fn run(setup: Setup, threads: Threads) -> anyhow::Result<Discovery> {
     let hash = blake3::Hash::from_bytes(setup.network.0).to_hex();
     let topic = gossipsub::IdentTopic::new(format!("/spare/1/{hash}/asks"));
     // On loopback there is no router to ask.
@@ -263,8 +267,8 @@ pub async fn start(setup: Setup) -> anyhow::Result<Discovery> {
     let (publish, outbox) = mpsc::channel(8);
     let (stop, stopped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let runner = Runner::new(swarm, setup, topic, addresses.clone());
-    let task = tokio::spawn(runner.run(outbox, wishes, stop.clone(), stopped.clone()));
-    Ok(Discovery { addresses, links, publish, stop, stopped, task })
+    tokio::spawn(runner.run(outbox, wishes, stop.clone(), stopped.clone()));
+    Ok(Discovery { addresses, links, publish, stop, stopped, _threads: threads })
 }
 
 async fn wait_until_listening(

@@ -59,7 +59,7 @@ pub const LIBP2P_HANDSHAKES_PER_SUBNET: Rate = Rate { per_s: 8, burst: 128 };
 /// How many of those it costs a network that a peer of it is disconnected for what it gossips.
 pub const LIBP2P_MISBEHAVIOUR_COST: u64 = 64;
 /// Most libp2p handshakes under way, from all peers.
-pub const LIBP2P_HANDSHAKES_MAX: u32 = 128;
+pub const LIBP2P_HANDSHAKES_MAX: u32 = 512;
 /// Most libp2p handshakes under way, from one network (/24, IPv6: /48).
 pub const LIBP2P_HANDSHAKES_PER_SUBNET_MAX: usize = 16;
 /// Most direct (quinn) connections at once.

@@ -4,9 +4,9 @@
 //! How long reads take is printed, before the attack and during it. It is not asserted: what one machine does with attackers and attacked on the same
 //! cores says little about another.
 //!
-//! `SPARE_FLOOD_CONNECTIONS` is the number of connections that are never finished, 1,000 without it; there is a slow reader for each ten of them, and an
-//! attack lasts as many milliseconds as there are connections, 5 s at least. `SPARE_FLOOD_KINDS` picks among `handshakes`, `readers` and `gossip`, all
-//! without it.
+//! `SPARE_FLOOD_CONNECTIONS` is the number of connections that are never finished, 1,000 without it, 1,000 a second; there is a slow reader for each ten
+//! of them. An attack lasts 5 s at least, and `SPARE_FLOOD_SECONDS` if it says more: the connections are begun again and again then.
+//! `SPARE_FLOOD_KINDS` picks among `handshakes`, `readers` and `gossip`, all without it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 use spare::frames::{Hello, Request, Response, read_frame, write_frame};
 use spare::limits::{READS_MAX, SESSIONS_PER_PEER_MAX, memory_max_bytes};
+use spare_market::amount::ReadPrice;
+use spare_market::deal::DealId;
+use spare_market::tab::READ_STEP_BYTES;
 use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier};
 use spare_tests::flood::{
     Gossip, Malformed, NICENESS, Readers, attackers, gossip, half_open, node_keys, slow_readers,
@@ -36,46 +39,97 @@ fn connections() -> usize {
     std::env::var("SPARE_FLOOD_CONNECTIONS").map_or(1000, |n| n.parse().unwrap())
 }
 
+/// How long the attack lasts at least.
+fn at_least() -> Duration {
+    Duration::from_secs(std::env::var("SPARE_FLOOD_SECONDS").map_or(0, |n| n.parse().unwrap()))
+}
+
 /// Whether a kind of attack is wanted.
 fn wants(kind: &str) -> bool {
     std::env::var("SPARE_FLOOD_KINDS").map_or(true, |kinds| kinds.contains(kind))
 }
 
-/// Reads 16 KiB at a random place, checked, and returns how long it took.
-async fn read(client: &mut Stranger, root: Root) -> Duration {
-    let started = Instant::now();
-    let start = rand::random::<u32>() as u64 % (SHARD_BYTES / GROUP_BYTES) as u64 * GROUP_BYTES as u64;
-    let range = start..start + GROUP_BYTES as u64;
-    let request = Request::Read { root, start: range.start, end: range.end, nonce: rand::random() };
-    let Response::Reading { shard_bytes } = client.ask(request).await else {
-        panic!("an honest read is served")
-    };
-    let mut verifier = Verifier::new(root, shard_bytes, range);
-    let mut buffer = vec![0; GROUP_BYTES];
-    while let Some(next) = verifier.expects() {
-        match next {
-            Next::Pair => {
-                let mut pair = [0; PAIR_BYTES];
-                client.wire.recv.read_exact(&mut pair).await.unwrap();
-                verifier.pair(&pair).unwrap();
-            }
-            Next::Group { len, .. } => {
-                client.wire.recv.read_exact(&mut buffer[..len]).await.unwrap();
-                verifier.group(&buffer[..len]).unwrap();
-            }
-        }
-    }
-    let answered: Response = read_frame(&mut client.wire.recv).await.unwrap();
-    assert!(matches!(answered, Response::Answered(_)), "{answered:?}");
-    started.elapsed()
+/// A client that reads its shard, and pays for it.
+struct Honest {
+    client: Stranger,
+    addr: SocketAddr,
+    deal: DealId,
+    read_price: ReadPrice,
+    root: Root,
+    /// Bytes that were read.
+    read_bytes: u64,
+    paid_bytes: u64,
 }
 
-/// Reads over a connection of its own.
-async fn read_anew(client: &mut Stranger, net_addr: SocketAddr, root: Root) -> Duration {
-    let started = Instant::now();
-    client.reconnect(net_addr).await;
-    read(client, root).await;
-    started.elapsed()
+impl Honest {
+    /// Reads 16 KiB at a random place, checked, and returns how long it took.
+    async fn read(&mut self) -> Duration {
+        let started = Instant::now();
+        let (client, root) = (&mut self.client, self.root);
+        let start = rand::random::<u32>() as u64 % (SHARD_BYTES / GROUP_BYTES) as u64 * GROUP_BYTES as u64;
+        let range = start..start + GROUP_BYTES as u64;
+        let request = Request::Read { root, start: range.start, end: range.end, nonce: rand::random() };
+        let shard_bytes = match client.ask(request).await {
+            Response::Reading { shard_bytes } => shard_bytes,
+            other => panic!("an honest read is served, not answered with {other:?}"),
+        };
+        let mut verifier = Verifier::new(root, shard_bytes, range);
+        let mut buffer = vec![0; GROUP_BYTES];
+        while let Some(next) = verifier.expects() {
+            match next {
+                Next::Pair => {
+                    let mut pair = [0; PAIR_BYTES];
+                    client.wire.recv.read_exact(&mut pair).await.unwrap();
+                    verifier.pair(&pair).unwrap();
+                }
+                Next::Group { len, .. } => {
+                    client.wire.recv.read_exact(&mut buffer[..len]).await.unwrap();
+                    verifier.group(&buffer[..len]).unwrap();
+                }
+            }
+        }
+        let answered: Response = read_frame(&mut client.wire.recv).await.unwrap();
+        assert!(matches!(answered, Response::Answered(_)), "{answered:?}");
+        self.read_bytes += GROUP_BYTES as u64;
+        started.elapsed()
+    }
+
+    /// Reads over a connection of its own.
+    async fn read_anew(&mut self) -> Duration {
+        let started = Instant::now();
+        self.client.reconnect(self.addr).await;
+        self.read().await;
+        started.elapsed()
+    }
+
+    /// Pays for what was read, if it is much.
+    async fn pay(&mut self) {
+        if self.read_bytes - self.paid_bytes > READ_STEP_BYTES / 2 {
+            let through = self.client.period().checked_sub(1);
+            let total = self.read_price.cost(self.read_bytes).0;
+            let voucher = self.client.voucher(self.deal, through, self.read_bytes, total);
+            let answer = self.client.ask(Request::Vouchers { vouchers: vec![voucher] }).await;
+            assert_eq!(answer, Response::Done);
+            self.paid_bytes = self.read_bytes;
+        }
+    }
+
+    /// Reads both ways until told to stop. New connections are few enough for what one network may begin.
+    async fn read_until(&mut self, stop: impl Fn(usize) -> bool) -> [Latency; 2] {
+        let (mut standing, mut anew) = (Vec::new(), Vec::new());
+        let mut connected_at = Instant::now();
+        while !stop(standing.len()) {
+            for _ in 0..10 {
+                standing.push(self.read().await);
+            }
+            self.pay().await;
+            if anew.is_empty() || connected_at.elapsed() > BETWEEN_CONNECTIONS {
+                connected_at = Instant::now();
+                anew.push(self.read_anew().await);
+            }
+        }
+        [latency(standing), latency(anew)]
+    }
 }
 
 struct Latency {
@@ -102,31 +156,11 @@ fn resident_bytes(pid: u32) -> usize {
     pages * rustix::param::page_size()
 }
 
-/// Reads both ways until told to stop. New connections are few enough for what one network may begin.
-async fn read_until(
-    client: &mut Stranger,
-    addr: SocketAddr,
-    root: Root,
-    stop: impl Fn(usize) -> bool,
-) -> [Latency; 2] {
-    let (mut standing, mut anew) = (Vec::new(), Vec::new());
-    let mut connected_at = Instant::now();
-    while !stop(standing.len()) {
-        for _ in 0..10 {
-            standing.push(read(client, root).await);
-        }
-        if anew.is_empty() || connected_at.elapsed() > BETWEEN_CONNECTIONS {
-            connected_at = Instant::now();
-            anew.push(read_anew(client, addr, root).await);
-        }
-    }
-    [latency(standing), latency(anew)]
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
     let count = connections();
-    let lasts = Duration::from_millis(count as u64).max(Duration::from_secs(5));
+    let wave = Duration::from_millis(count as u64).max(Duration::from_secs(5));
+    let lasts = wave.max(at_least());
     let net = tokio::task::spawn_blocking(|| Net::start(1)).await.unwrap();
     let (provider, addr) = provider_of(&net);
     let pid = net.providers[0].pid().unwrap();
@@ -139,16 +173,19 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
 
     // The honest client and the slow readers are clients with deals of their own: nobody else gets bytes at all.
     let bytes: Vec<u8> = (0..SHARD_BYTES as u32).map(|i| (i / 7) as u8).collect();
-    let mut honest = Stranger::greeted(&net, 30).await;
-    honest.become_client(&net, "10").await;
-    let deal = honest.open_deal("5").await;
-    let shard = honest.store(deal, &bytes).await;
+    let mut client = Stranger::greeted(&net, 30).await;
+    client.become_client(&net, "10").await;
+    let deal = client.open_deal("5").await;
+    let shard = client.store(deal, &bytes).await;
+    let read_price = client.terms().await.1.read_price;
+    let mut honest =
+        Honest { client, addr, deal, read_price, root: shard.root, read_bytes: 0, paid_bytes: 0 };
     let mut attacker = Stranger::greeted(&net, 31).await;
     attacker.become_client(&net, "10").await;
     let deal = attacker.open_deal("5").await;
     attacker.store(deal, &bytes).await;
 
-    let before = read_until(&mut honest, addr, shard.root, |reads| reads >= READS_BEFORE).await;
+    let before = honest.read_until(|reads| reads >= READS_BEFORE).await;
     let resident_before = resident_bytes(pid);
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -185,17 +222,13 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
         let (sent, stop) = (sent.clone(), stop.clone());
         runtime.spawn_blocking(move || {
             let _ = rustix::process::setpriority_process(None, NICENESS);
-            // In parts, so that they go on for as long as the attack does.
             let parts = 20;
             let at_once = if wants("handshakes") { count / parts / 2 } else { 0 };
-            for _ in 0..parts {
+            while !stop.load(Ordering::Relaxed) {
                 half_open(addr, b"spare/1", 150..180, at_once);
                 half_open(libp2p_addr, b"libp2p", 150..180, at_once);
                 sent.fetch_add(2 * at_once, Ordering::Relaxed);
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                std::thread::sleep(lasts / parts as u32 / 2);
+                std::thread::sleep(wave / parts as u32);
             }
         })
     };
@@ -212,7 +245,7 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
     };
     let started = Instant::now();
     let is_over = |_| started.elapsed() >= lasts;
-    let during = read_until(&mut honest, addr, shard.root, is_over).await;
+    let during = honest.read_until(is_over).await;
     let lasted = started.elapsed();
     stop.store(true, Ordering::Relaxed);
     let peak = tokio::task::spawn_blocking(move || peak.join().unwrap()).await.unwrap();
@@ -267,8 +300,8 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
     assert!(!log.contains("panicked"), "{log}");
     // When it is over, all is as it was.
     wait_for("the provider to answer", || net.providers[0].run(&["status"]).status.success().then_some(()));
-    read_anew(&mut honest, addr, shard.root).await;
-    let hello = Hello::V1 { network: honest.me.network, grant: None };
+    honest.read_anew().await;
+    let hello = Hello::V1 { network: honest.client.me.network, grant: None };
     let mut newcomer = Stranger::arrive(&net, 32).await;
     write_frame(&mut newcomer.wire.send, &hello).await.unwrap();
     read_frame::<Hello>(&mut newcomer.wire.recv).await.unwrap();

@@ -18,8 +18,8 @@ use crate::limits::{
     UNPAID_BYTES_PER_SUBNET, UNPAID_PER_PEER, UNPAID_PER_SUBNET,
 };
 
-/// What a session costs before anything is asked: two hellos and a signature to check.
-pub(super) const HELLO_UNITS: u64 = 1;
+/// What a session costs before anything is asked: a stream, two hellos and a signature to check.
+pub(super) const HELLO_UNITS: u64 = 4;
 
 /// What a request costs, in units of about a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
