@@ -1,3 +1,5 @@
-//! The Wasm sandbox for paid jobs. **Planned**: nothing in the program needs it yet, so nothing is here yet.
+//! Runs strangers' programs.
 //!
-//! This will be the only crate that knows wasmtime, and it will know no money.
+//! This is the only crate that knows wasmtime, and it knows no money.
+
+pub mod task;
