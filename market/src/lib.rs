@@ -17,6 +17,7 @@
 //! | [`claim`] | how a provider shows the ledger that it holds what it was given: draws and openings |
 //! | [`tx`], [`ledger`], [`block`], [`state`] | the ledger: transactions, the rules, blocks that anyone replays, the state and its root |
 //! | [`standing`] | what a provider's failures lead to with one client, and when |
+//! | [`job`] | what a client orders to be run, what came out of it, and what it costs |
 //! | [`receipt`] | a provider's signature that it holds a shard, and that it sent certain bytes |
 //! | [`placement`] | which provider holds which shard, and how providers are chosen |
 //! | [`index`] | the numbered, chained, encrypted log of a client's blobs that providers keep for recovery |
@@ -33,6 +34,7 @@ pub mod genesis;
 pub mod grant;
 pub mod head;
 pub mod index;
+pub mod job;
 pub mod keys;
 pub mod ledger;
 pub mod meter;
