@@ -5,12 +5,17 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::{PRICE_MAX, ReadPrice, StoragePrice};
+use crate::job::ComputePrices;
 use crate::signed::{Signable, SignedBytes};
 
 /// Longest operator name, in bytes.
 pub const OPERATOR_MAX_BYTES: usize = 64;
 /// Longest name of a region, in bytes.
 pub const REGION_MAX_BYTES: usize = 32;
+/// Most graphics processors in an ask.
+pub const GPUS_MAX: usize = 8;
+/// Longest text about a processor, in bytes.
+pub const COMPUTE_TEXT_MAX_BYTES: usize = 64;
 /// Most addresses of each kind in an ask.
 pub const ADDRESSES_MAX: usize = 8;
 /// Longest libp2p address in an ask, in bytes of text.
@@ -46,15 +51,61 @@ pub struct AskV1 {
     pub read_price: ReadPrice,
     /// Where the node is, in the operator's own words; may be empty.
     pub region: String,
+    /// What the provider runs jobs on, if it runs any.
+    pub compute: Option<ComputeAsk>,
     /// Unix time in seconds of signing. A newer ask replaces an older one.
     pub made_s: u64,
     /// Unix time in seconds until which the ask holds.
     pub valid_until_s: u64,
 }
 
+/// What a provider runs jobs on. All of it was measured or counted by the node; the prices are its operator's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComputeAsk {
+    /// Prices.
+    pub prices: ComputePrices,
+    /// What runs jobs: the hash of the engine's version and of every setting that changes a result.
+    pub configuration: [u8; 32],
+    /// The processor's architecture.
+    pub arch: String,
+    /// Jobs that run at the same time.
+    pub slots: u16,
+    /// How many of those are free.
+    pub free_slots: u16,
+    /// Highest memory limit of a job, in bytes.
+    pub memory_bytes: u64,
+    /// Most bytes of output files of a job.
+    pub output_bytes: u64,
+    /// Fuel that one job uses in a second, as a short program did at the node's start.
+    pub fuel_per_s: u64,
+    /// Graphics processors. Jobs cannot use them yet.
+    pub gpus: Vec<Gpu>,
+}
+
+/// A graphics processor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// Its name, as its driver says.
+    pub name: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Bytes of its memory; 0 if the driver does not say.
+    pub memory_bytes: u64,
+}
+
+impl ComputeAsk {
+    fn is_bounded(&self) -> bool {
+        let texts = self.gpus.iter().flat_map(|gpu| [&gpu.name, &gpu.driver]).chain([&self.arch]);
+        self.prices.is_bounded()
+            && self.free_slots <= self.slots
+            && self.gpus.len() <= GPUS_MAX
+            && texts.clone().all(|t| t.len() <= COMPUTE_TEXT_MAX_BYTES && !t.chars().any(char::is_control))
+    }
+}
+
 impl Signable for Ask {
     const DOMAIN: &'static str = "spare 2026 ask v1";
-    const MAX_BYTES: usize = 2048;
+    const MAX_BYTES: usize = 4096;
 }
 
 /// Why an ask is refused.
@@ -92,7 +143,8 @@ impl AskV1 {
                 .libp2p
                 .iter()
                 .all(|a| a.len() <= ADDRESS_MAX_BYTES && a.bytes().all(|b| b.is_ascii_graphic()))
-            && self.free_bytes <= self.offered_bytes;
+            && self.free_bytes <= self.offered_bytes
+            && self.compute.as_ref().is_none_or(ComputeAsk::is_bounded);
         if bounded && printable { Ok(()) } else { Err(AskError::Bounds) }
     }
 }

@@ -19,6 +19,7 @@ use spare_proofs::encode::to_bytes;
 use crate::amount::{Amount, PRICE_MAX, ReadPrice, StorageDue, StoragePrice};
 use crate::claim::Claiming;
 use crate::head::AnchoredHead;
+use crate::job::ComputePrices;
 use crate::keys::PublicKey;
 use crate::signed::Signable;
 
@@ -67,6 +68,8 @@ pub struct TermsV1 {
     pub price: StoragePrice,
     /// Price of reading.
     pub read_price: ReadPrice,
+    /// Prices of running jobs, if the provider runs any.
+    pub compute: Option<ComputePrices>,
     /// What the provider puts aside as a pledge.
     pub collateral: Amount,
     /// Unix time in seconds until which the client can take the terms up.
@@ -96,7 +99,8 @@ impl Terms {
     pub fn is_open_at(&self, now_s: u64) -> bool {
         let v1 = self.v1();
         let in_time = now_s < v1.expires_s && v1.expires_s <= now_s.saturating_add(TERMS_LIFE_MAX_S);
-        in_time && v1.price.0 <= PRICE_MAX && v1.read_price.0 <= PRICE_MAX
+        let is_bounded = v1.compute.is_none_or(|prices| prices.is_bounded());
+        in_time && v1.price.0 <= PRICE_MAX && v1.read_price.0 <= PRICE_MAX && is_bounded
     }
 }
 
@@ -131,6 +135,8 @@ pub struct Deal {
     pub paid_through: Option<u64>,
     /// Bytes read that are paid for.
     pub read_bytes: u64,
+    /// What was paid for jobs, as the newest voucher says that was redeemed; a part of `paid`, as far as the escrow went.
+    pub jobs: Amount,
     /// Raised when the provider starts to claim without the client; vouchers of an earlier epoch no longer count.
     pub epoch: u32,
     /// The newest head that was put on the ledger.
@@ -159,6 +165,7 @@ impl Deal {
             collateral: terms.collateral,
             paid_through: None,
             read_bytes: 0,
+            jobs: Amount::ZERO,
             epoch: 0,
             head: None,
             anchored_tick: 0,

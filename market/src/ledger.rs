@@ -20,7 +20,7 @@ use crate::keys::PublicKey;
 use crate::signed::{NetworkId, Signed, SignedBytes};
 use crate::state::{Account, BEACONS_KEPT, Delegate, Draft, Entry, Key};
 use crate::tx::{Action, Event, Refused, Tx};
-use crate::voucher::Voucher;
+use crate::voucher::{Known, Voucher};
 
 /// What the rules know beside the state: the market, and the time of the block. Rules that change would be chosen here, by height.
 #[derive(Debug, Clone, Copy)]
@@ -297,7 +297,8 @@ impl Rules<'_> {
         if let Some(through) = voucher.paid_through.filter(|through| *through >= self.context.period) {
             return Err(Refused::VoucherEarly { through });
         }
-        voucher.check_improves(voucher.deal, deal.epoch, deal.paid, deal.paid_through)?;
+        let known = Known { total: deal.paid, jobs: deal.jobs, through: deal.paid_through };
+        voucher.check_improves(voucher.deal, deal.epoch, known)?;
         let promised = voucher.total.saturating_sub(deal.paid);
         let amount = promised.min(deal.escrow);
         if amount == Amount::ZERO {
@@ -313,6 +314,7 @@ impl Rules<'_> {
         deal.paid = paid;
         deal.fee = deal.fee.checked_add(fee).ok_or(Refused::Supply)?;
         (deal.paid_through, deal.read_bytes) = (voucher.paid_through, voucher.read_bytes);
+        deal.jobs = voucher.jobs;
         // The client is back.
         if let Some(claiming) = deal.claiming.as_mut().filter(|claiming| claiming.is_on()) {
             claiming.until_tick = Some(state.totals().ticks);

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::amount::{Amount, SUPPLY_MAX, StorageDue};
 use crate::deal::{Deal, DealId, Funding, TermsV1, funding};
 use crate::head::{AnchoredHead, HeadError};
+use crate::job::JOBS_UNPAID_MAX;
 use crate::meter::{Meter, MeterError};
-use crate::voucher::{VoucherError, VoucherV1};
+use crate::voucher::{Known, VoucherError, VoucherV1};
 
 /// Bytes read and not paid for, above which a provider serves no further reads: nobody works unpaid beyond this.
 pub const READ_STEP_BYTES: u64 = 256 << 20;
@@ -25,6 +26,8 @@ pub struct Tab {
     head: Option<AnchoredHead>,
     meter: Meter,
     read_bytes: u64,
+    /// What jobs have cost so far.
+    jobs: Amount,
     promised: Option<VoucherV1>,
     /// The period in which a difference was last forgiven.
     forgiven_in: Option<u64>,
@@ -44,6 +47,8 @@ struct Base {
     paid: Amount,
     /// Bytes read that are part of it.
     read_bytes: u64,
+    /// What jobs cost that is part of it.
+    jobs: Amount,
     /// The meter's sum that is not owed any more, or never was: settled, or not shown.
     skipped: StorageDue,
 }
@@ -79,6 +84,14 @@ pub enum TabError {
         /// Bytes read.
         read: u64,
     },
+    /// The voucher pays for more jobs than there were.
+    #[error("the voucher pays {paid} pico-credits for jobs, which have cost {cost}")]
+    Jobs {
+        /// What it pays for jobs.
+        paid: u128,
+        /// What they have cost.
+        cost: u128,
+    },
     /// A tab that somebody else kept claims more than can have come about.
     #[error("more is claimed than this deal can have cost")]
     Implausible,
@@ -110,6 +123,16 @@ impl Tab {
         self.read_bytes.saturating_sub(self.promised.map_or(self.base.read_bytes, |v| v.read_bytes))
     }
 
+    /// What jobs have cost so far.
+    pub fn jobs(&self) -> Amount {
+        self.jobs
+    }
+
+    /// What jobs have cost that no voucher pays.
+    pub fn unpaid_jobs(&self) -> Amount {
+        self.jobs.saturating_sub(self.known().jobs)
+    }
+
     /// Goes on under `head`. Periods have `period_s` seconds.
     ///
     /// # Errors
@@ -135,12 +158,21 @@ impl Tab {
         self.read_bytes = self.read_bytes.saturating_add(bytes);
     }
 
-    /// What all periods before `period`, and all reading, cost.
+    /// Adds what a job has cost since it was added last.
+    ///
+    /// # Errors
+    /// [`TabError::Meter`] when that is beyond any money; nothing has changed then.
+    pub fn add_job(&mut self, cost: Amount) -> Result<(), TabError> {
+        self.jobs = self.jobs.checked_add(cost).ok_or(MeterError::Overflow)?;
+        Ok(())
+    }
+
+    /// What all periods before `period`, all reading and all jobs cost.
     ///
     /// # Errors
     /// [`TabError::Meter`] when `period` is before the newest head's.
     pub fn owed(&self, terms: &TermsV1, period: u64) -> Result<Amount, TabError> {
-        self.total(terms, period, self.read_bytes, self.base.skipped)
+        self.total(terms, period, self.read_bytes, self.jobs, self.base.skipped)
     }
 
     fn total(
@@ -148,11 +180,14 @@ impl Tab {
         terms: &TermsV1,
         period: u64,
         read_bytes: u64,
+        jobs: Amount,
         skipped: StorageDue,
     ) -> Result<Amount, TabError> {
         let storage = self.meter.storage_before(period)?.saturating_sub(skipped).floor();
         let reads = terms.read_price.cost(read_bytes.saturating_sub(self.base.read_bytes));
-        let total = self.base.paid.checked_add(storage).and_then(|sum| sum.checked_add(reads));
+        let jobs = jobs.saturating_sub(self.base.jobs);
+        let total = self.base.paid.checked_add(storage);
+        let total = total.and_then(|sum| sum.checked_add(reads)).and_then(|sum| sum.checked_add(jobs));
         Ok(total.ok_or(MeterError::Overflow)?)
     }
 
@@ -176,6 +211,7 @@ impl Tab {
             through: deal.paid_through,
             paid: deal.paid,
             read_bytes: deal.read_bytes,
+            jobs: deal.jobs,
             skipped: settled.unwrap_or_default().max(self.base.skipped),
         };
     }
@@ -235,15 +271,14 @@ impl Tab {
     ) -> Result<Option<VoucherV1>, TabError> {
         let total = self.owed(terms, period)?;
         let paid_through = period.checked_sub(1);
-        let (read_bytes, skipped) = (self.read_bytes, self.base.skipped);
-        let voucher = VoucherV1 { deal, epoch, paid_through, read_bytes, skipped, total };
-        let (known, through) = self.known();
-        Ok(voucher.check_improves(deal, epoch, known, through).is_ok().then_some(voucher))
+        let (read_bytes, jobs, skipped) = (self.read_bytes, self.jobs, self.base.skipped);
+        let voucher = VoucherV1 { deal, epoch, paid_through, read_bytes, jobs, skipped, total };
+        Ok(voucher.check_improves(deal, epoch, self.known()).is_ok().then_some(voucher))
     }
 
     /// The last period that is promised or settled.
     pub fn promised_through(&self) -> Option<u64> {
-        self.known().1
+        self.known().through
     }
 
     /// The first period of which storage is neither promised nor settled, if anything was stored.
@@ -255,7 +290,7 @@ impl Tab {
     /// The first period that is not promised, as far as the meter can still tell it: a voucher before it pays for reading and for no
     /// storage that was not promised already.
     pub fn promised_before(&self) -> u64 {
-        let next = self.known().1.map_or(0, |through| through.saturating_add(1));
+        let next = self.known().through.map_or(0, |through| through.saturating_add(1));
         next.max(self.meter.period())
     }
 
@@ -270,9 +305,11 @@ impl Tab {
         now < self.doubted.0.saturating_add(DOUBT_PERIODS) && self.doubted.1 > 1
     }
 
-    /// What is promised by the newest voucher, or was settled, and the last period that this pays for.
-    fn known(&self) -> (Amount, Option<u64>) {
-        self.promised.map_or((self.base.paid, self.base.through), |v| (v.total, v.paid_through))
+    /// What is promised by the newest voucher, or was settled.
+    fn known(&self) -> Known {
+        let Base { paid, jobs, through, .. } = self.base;
+        let settled = Known { total: paid, jobs, through };
+        self.promised.map_or(settled, |v| Known { total: v.total, jobs: v.jobs, through: v.paid_through })
     }
 
     /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for. It may leave out storage that was
@@ -289,8 +326,8 @@ impl Tab {
         now: u64,
         absent_periods: u64,
     ) -> Result<(), TabError> {
-        let (known, through) = self.known();
-        voucher.check_improves(deal, epoch, known, through)?;
+        let known = self.known();
+        voucher.check_improves(deal, epoch, known)?;
         self.check_covers(terms, &voucher)?;
         let skipped = voucher.skipped.saturating_sub(self.base.skipped);
         let excused = self.meter.rate().checked_mul(absent_periods).unwrap_or_default();
@@ -305,7 +342,7 @@ impl Tab {
         // What the client did not see arrive is forgiven once a period, by this side's clock.
         if voucher.read_bytes > self.read_bytes {
             self.read_bytes = voucher.read_bytes;
-        } else if voucher.paid_through > through && self.forgiven_in < Some(now) {
+        } else if voucher.paid_through > known.through && self.forgiven_in < Some(now) {
             self.read_bytes = voucher.read_bytes;
             self.forgiven_in = Some(now);
         }
@@ -324,10 +361,14 @@ impl Tab {
         if voucher.read_bytes.saturating_add(READ_SLACK_BYTES) < self.read_bytes {
             return Err(TabError::Reads { paid: voucher.read_bytes, read: self.read_bytes });
         }
+        if voucher.jobs > self.jobs {
+            return Err(TabError::Jobs { paid: voucher.jobs.0, cost: self.jobs.0 });
+        }
         let next = voucher.paid_through.map_or(0, |through| through.saturating_add(1));
         // Before the newest head nothing is known of a price any more; such a voucher came late and is superseded by the next one.
         let next = next.max(self.meter.period());
-        let due = self.total(terms, next, voucher.read_bytes, voucher.skipped)?;
+        // What jobs have cost beyond what this voucher pays stays open: the client may not know yet how far they are.
+        let due = self.total(terms, next, voucher.read_bytes, voucher.jobs, voucher.skipped)?;
         if voucher.total < due {
             return Err(TabError::Short { promised: voucher.total.0, due: due.0 });
         }
@@ -366,13 +407,17 @@ impl Tab {
         if self.unpaid_read_bytes() > READ_STEP_BYTES + READ_SLACK_BYTES {
             return Err(TabError::Implausible);
         }
-        let (promised, through) = self.known();
+        if self.unpaid_jobs() > JOBS_UNPAID_MAX {
+            return Err(TabError::Implausible);
+        }
+        let Known { total: promised, through, .. } = self.known();
         let since = through.map_or(began, |through| through.saturating_add(1));
         // With the running period, so that its peak counts.
         let next = now.max(from).saturating_add(1);
         let most = rate.checked_mul(next.saturating_sub(since).saturating_add(2));
         let most = most.and_then(|most| promised.checked_add(most.floor()));
         let most = most.and_then(|most| most.checked_add(terms.read_price.cost(READ_STEP_BYTES)));
+        let most = most.and_then(|most| most.checked_add(self.unpaid_jobs()));
         match (self.owed(terms, next), most.and_then(|most| most.checked_add(tolerance))) {
             (Ok(owed), Some(most)) if owed <= most => Ok(()),
             _ => Err(TabError::Implausible),
@@ -433,6 +478,7 @@ mod tests {
             node: key,
             price: StoragePrice(100),
             read_price: ReadPrice(1 << 30),
+            compute: None,
             collateral: Amount::ZERO,
             expires_s: 0,
             salt: [0; 16],
@@ -496,6 +542,7 @@ mod tests {
             epoch: 0,
             paid_through: Some(through),
             read_bytes,
+            jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total: Amount(u128::from(through - 4) * 100 + u128::from(read_bytes) + more),
         };

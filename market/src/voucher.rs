@@ -31,6 +31,8 @@ pub struct VoucherV1 {
     pub paid_through: Option<u64>,
     /// Bytes read so far, which are part of `total`.
     pub read_bytes: u64,
+    /// What jobs have cost so far, which is part of `total`.
+    pub jobs: Amount,
     /// Storage that is not paid for since it was not shown in its period, of this epoch. Not part of `total`.
     pub skipped: StorageDue,
     /// Everything promised under the deal so far.
@@ -64,9 +66,20 @@ pub enum VoucherError {
         /// What is known.
         known: u128,
     },
-    /// It pays for fewer periods than one that is known.
-    #[error("the voucher pays for fewer periods than one that is known")]
+    /// It pays for fewer periods, or less for jobs, than one that is known.
+    #[error("the voucher pays for fewer periods, or less for jobs, than one that is known")]
     Backwards,
+}
+
+/// What is promised or paid already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// In all.
+    pub total: Amount,
+    /// Of that for jobs.
+    pub jobs: Amount,
+    /// The last period that is paid for.
+    pub through: Option<u64>,
 }
 
 impl Voucher {
@@ -78,17 +91,12 @@ impl Voucher {
 }
 
 impl VoucherV1 {
-    /// Checks that this voucher promises more than `total`, which was promised through period `through`.
+    /// Checks that this voucher promises more than is `known`.
     ///
     /// # Errors
     /// [`VoucherError`].
-    pub fn check_improves(
-        &self,
-        deal: DealId,
-        epoch: u32,
-        total: Amount,
-        through: Option<u64>,
-    ) -> Result<(), VoucherError> {
+    pub fn check_improves(&self, deal: DealId, epoch: u32, known: Known) -> Result<(), VoucherError> {
+        let Known { total, jobs, through } = known;
         if self.deal != deal {
             return Err(VoucherError::OtherDeal);
         }
@@ -99,7 +107,7 @@ impl VoucherV1 {
             return Err(VoucherError::NotHigher { total: self.total.0, known: total.0 });
         }
         // `None` is before every period.
-        if self.paid_through < through {
+        if self.paid_through < through || self.jobs < jobs {
             return Err(VoucherError::Backwards);
         }
         Ok(())

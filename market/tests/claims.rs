@@ -300,6 +300,7 @@ fn voucher(away: &Away, epoch: u32, through: u64, total: u128) -> spare_market::
         epoch,
         paid_through: Some(through),
         read_bytes: 0,
+        jobs: Amount::ZERO,
         skipped: Default::default(),
         total: Amount(total),
     };
@@ -552,6 +553,7 @@ fn what_is_drawn_in_a_tick_is_settled_when_it_begins() {
         epoch: 1,
         paid_through: Some(away.m.now_s / PERIOD_S - 1),
         read_bytes: 0,
+        jobs: Amount::ZERO,
         skipped: Default::default(),
         total: Amount(5),
     };

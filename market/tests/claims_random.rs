@@ -93,6 +93,7 @@ impl World {
                 node: party(provider).node.public(),
                 price: PRICE,
                 read_price: Default::default(),
+                compute: None,
                 collateral: Amount(u128::from(self.dice.roll(1 << 24))),
                 expires_s: self.m.now_s + 60,
                 salt: u128::from(salt).to_le_bytes(),
@@ -150,6 +151,7 @@ impl World {
             epoch: epoch.saturating_sub(self.dice.roll(4) as u32 / 3),
             paid_through: self.period().checked_sub(1 + self.dice.roll(3)),
             read_bytes: 0,
+            jobs: Amount::ZERO,
             skipped: Default::default(),
             total: Amount(paid + u128::from(self.dice.roll(1 << 20))),
         };

@@ -95,6 +95,7 @@ fn honest_providers_lose_nothing() {
             node: who.node.public(),
             price,
             read_price: Default::default(),
+            compute: None,
             collateral: Amount(1 << 50),
             expires_s: m.now_s + 60,
             salt: [i as u8; 16],

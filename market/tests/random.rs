@@ -179,6 +179,7 @@ impl World {
             node: self.parties[other].node.public(),
             price: StoragePrice(self.dice.roll(1 << 30)),
             read_price: ReadPrice(0),
+            compute: None,
             collateral: Amount(u128::from(self.dice.roll(1 << 30))),
             expires_s: now_s + life_s,
             salt,
@@ -236,6 +237,7 @@ impl World {
             epoch: u32::from(self.dice.roll(20) == 0),
             paid_through: period.checked_sub(back),
             read_bytes: 0,
+            jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total: Amount(known.paid + u128::from(self.dice.roll(1 << 36))),
         };

@@ -122,6 +122,7 @@ fn a_node_acts_by_the_newest_grant_of_its_one_account() {
             epoch: 0,
             paid_through: Some(49),
             read_bytes: 0,
+            jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total: Amount(total),
         };
@@ -243,6 +244,7 @@ fn a_vouchers_value_is_paid_once() {
         epoch: 1,
         paid_through: Some(10),
         read_bytes: 0,
+        jobs: Amount::ZERO,
         skipped: StorageDue::ZERO,
         total: Amount(300),
     };
@@ -253,6 +255,7 @@ fn a_vouchers_value_is_paid_once() {
         epoch: 0,
         paid_through: Some(10),
         read_bytes: 0,
+        jobs: Amount::ZERO,
         skipped: StorageDue::ZERO,
         total: Amount(300),
     };
@@ -263,6 +266,7 @@ fn a_vouchers_value_is_paid_once() {
         epoch: 0,
         paid_through: Some(10),
         read_bytes: 0,
+        jobs: Amount::ZERO,
         skipped: StorageDue::ZERO,
         total: Amount(300),
     };

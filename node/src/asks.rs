@@ -225,6 +225,7 @@ mod tests {
             price: StoragePrice(1000),
             read_price: ReadPrice(0),
             region: String::new(),
+            compute: None,
             made_s,
             valid_until_s: made_s + 100,
         };

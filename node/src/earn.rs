@@ -261,6 +261,7 @@ impl Earner {
             node: self.node_key.public(),
             price,
             read_price,
+            compute: None,
             // Half of what is there, so that strangers who open deals do not lock up all of it.
             collateral: self.collateral.min(Amount(free.unwrap_or_default().0 / 2)),
             expires_s: unix_now_s() + TERMS_LIFE_S,

@@ -351,6 +351,7 @@ impl Node {
             price: self.config.provide.price.storage_price(),
             read_price: self.config.provide.read_price.read_price(),
             region: self.config.node.region.clone(),
+            compute: None,
             made_s: now_s,
             valid_until_s: now_s + ASK_LIFE_S,
         };

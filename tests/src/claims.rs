@@ -90,6 +90,7 @@ fn ledger(
             node,
             price,
             read_price: ReadPrice(0),
+            compute: None,
             collateral: Amount(1 << 50),
             expires_s: 100,
             salt: (i as u128).to_le_bytes(),

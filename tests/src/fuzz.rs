@@ -263,6 +263,7 @@ fn deal_state(bytes: &[u8]) {
         node: account,
         price: StoragePrice(u64::MAX),
         read_price: ReadPrice(u64::MAX),
+        compute: None,
         collateral: Amount(0),
         expires_s: 0,
         salt: [0; 16],
@@ -476,6 +477,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         epoch: 0,
         paid_through: Some(8),
         read_bytes: 9,
+        jobs: Amount::ZERO,
         skipped: StorageDue::ZERO,
         total: Amount(77),
     });

@@ -209,6 +209,7 @@ fn ask(identity: &Identity, addr: SocketAddr) -> Signed<Ask> {
         price: OFFER.price,
         read_price: OFFER.read_price,
         region: String::new(),
+        compute: None,
         made_s: now_s,
         valid_until_s: now_s + 600,
     };
@@ -282,6 +283,7 @@ fn terms(identity: &Identity, client: PublicKey) -> SignedBytes {
         node: identity.node_key().public(),
         price: OFFER.price,
         read_price: OFFER.read_price,
+        compute: None,
         collateral: Amount::ZERO,
         expires_s: unix_now_s() + 300,
         salt: rand::random(),

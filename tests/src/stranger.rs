@@ -316,6 +316,7 @@ impl Stranger {
             epoch: 0,
             paid_through,
             read_bytes,
+            jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total: Amount(total),
         };

@@ -151,6 +151,7 @@ async fn each_bad_voucher_is_refused_by_its_code_and_each_good_one_is_paid_once(
         epoch: 0,
         paid_through: through(3),
         read_bytes: 0,
+        jobs: Amount::ZERO,
         skipped: StorageDue::ZERO,
         total: Amount(due(3)),
     };

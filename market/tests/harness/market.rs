@@ -133,6 +133,7 @@ impl Market {
             node: self.provider.node.public(),
             price: StoragePrice(1000),
             read_price: ReadPrice(10),
+            compute: None,
             collateral: Amount(40),
             expires_s: self.now_s + 60,
             salt: [1; 16],
@@ -171,6 +172,7 @@ impl Market {
             epoch: 0,
             paid_through: Some(paid_through),
             read_bytes: 0,
+            jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total: Amount(total),
         };

@@ -325,6 +325,7 @@ fn ledger_speeds() -> anyhow::Result<()> {
             node: provider.public(),
             price: StoragePrice(1000),
             read_price: ReadPrice(0),
+            compute: None,
             collateral: Amount(0),
             expires_s: 500,
             salt: [i as u8; 16],
@@ -342,6 +343,7 @@ fn ledger_speeds() -> anyhow::Result<()> {
             epoch: 0,
             paid_through: None,
             read_bytes: 0,
+            jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total,
         });
