@@ -66,6 +66,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// Notes a challenge on the ledger, once.
+    fn challenged(&mut self, id: DealId, at_stake: (u64, Amount)) {
+        if self.open.insert(id, at_stake).is_none() {
+            self.challenged += 1;
+        }
+        self.suspects.remove(&id);
+    }
+
     /// Challenges that are open.
     pub fn open(&self) -> usize {
         self.open.len()
@@ -218,8 +226,30 @@ impl Challenger {
         Ok(period_s)
     }
 
+    /// Takes up challenges of this account on the ledger that are not noted: the answer to the transaction was lost, or this node was killed.
+    fn find_forgotten(&self) -> Result<(), ChallengeError> {
+        let known = self.record().open;
+        let forgotten: Vec<(DealId, (u64, Amount))> = self.chain.view(|l| {
+            let state = l.state();
+            let challenged =
+                state.deals().filter(|(id, deal)| deal.challenges > 0 && !known.contains_key(id));
+            let own = challenged.filter_map(|(id, deal)| {
+                let challenge = state.challenge(id, self.account)?;
+                Some((id, (challenge.head.head.seq, deal.collateral)))
+            });
+            own.collect()
+        })?;
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        Ok(self.note(|record| {
+            forgotten.into_iter().for_each(|(id, at_stake)| record.challenged(id, at_stake));
+        })?)
+    }
+
     /// Looks what became of challenges, and ends those that were not answered in time.
     async fn collect(&self) -> Result<(), ChallengeError> {
+        self.find_forgotten()?;
         let open = self.record().open;
         for (id, (seq, collateral)) in open {
             let (challenge, deal, tick, period_s) = self.chain.view(|l| {
@@ -354,10 +384,6 @@ impl Challenger {
         })?;
         self.wallet.send(Action::Challenge { deal: id }).await?;
         tracing::info!(deal = %id, bond = %CHALLENGE_BOND, "a deal is challenged");
-        Ok(self.note(|record| {
-            record.challenged += 1;
-            record.open.insert(id, at_stake);
-            record.suspects.remove(&id);
-        })?)
+        Ok(self.note(|record| record.challenged(id, at_stake))?)
     }
 }

@@ -34,7 +34,7 @@ use crate::unix_now_s;
 
 /// Draws whose burning the collateral is filled up to when claims begin, as far as there is money.
 const PLEDGED_SHARES: u128 = 2 * CLAIM_DRAWS as u128;
-/// Times in a period that it is tried to start claims: each step of it waits for the one before to be on the ledger.
+/// Times in a period that it is tried to start claims: each step of it waits for the one before to be on the ledger, half of these times.
 const CLAIM_TRIES_MAX: u32 = 8;
 /// Most sets of a deal's heads that are kept beside the newest one's.
 const ANCHORED_MAX: usize = 6;
@@ -114,6 +114,10 @@ impl Record {
     pub(super) fn follow(&mut self, deal: &Deal) -> bool {
         let before = self.tab.clone();
         self.tab.follow(deal);
+        if self.tab.epoch() != before.epoch() {
+            // Whoever paid well before has to begin anew.
+            self.kept_up = (0, 0);
+        }
         if self.tab.promised().is_none() {
             self.voucher = None;
         }
@@ -310,7 +314,8 @@ impl Earner {
         if record.tab.is_ahead_of(deal) {
             actions.extend(record.head.clone().map(|head| Action::Anchor { head }));
         }
-        if actions.is_empty() {
+        // A client that signs another little thing each time does not put it off.
+        if actions.is_empty() || record.tried_claims.1 > CLAIM_TRIES_MAX / 2 {
             tracing::info!(deal = %id, unpaid_periods = unpaid, "no voucher came: claims on the ledger begin");
             actions.push(Action::StartClaims { deal: id });
         }

@@ -66,16 +66,9 @@ impl Earner {
         self.note_running()?;
         let mut actions = Vec::new();
         for (id, cell) in self.all() {
-            match self.on_ledger(id)? {
-                Some(deal) => {
-                    let mut record = cell.lock();
-                    record.follow(&deal);
-                    self.take_due(id, &deal, &mut record)?;
-                    actions.extend(self.due_actions(id, &deal, &mut record)?);
-                    drop(record);
-                    actions.extend(self.answers(id, &deal)?);
-                }
-                None => self.end(id, &cell)?,
+            // Whatever is wrong with one deal leaves the others alone.
+            if let Err(error) = self.look_at(id, &cell, &mut actions) {
+                tracing::error!(deal = %id, %error, "a deal could not be looked after");
             }
         }
         actions.extend(self.claim()?);
@@ -87,6 +80,17 @@ impl Earner {
             }
         }
         Ok(actions)
+    }
+
+    /// Adds what is to be told to the ledger of one deal.
+    fn look_at(&self, id: DealId, cell: &Cell, actions: &mut Vec<Action>) -> Result<(), EarnError> {
+        let Some(deal) = self.on_ledger(id)? else { return self.end(id, cell) };
+        actions.extend(self.answers(id, &deal)?);
+        let mut record = cell.lock();
+        record.follow(&deal);
+        self.take_due(id, &deal, &mut record)?;
+        actions.extend(self.due_actions(id, &deal, &mut record)?);
+        Ok(())
     }
 
     /// Takes up deals on the ledger whose clients never asked for anything, so that they are closed some day and give back what is pledged.
@@ -123,7 +127,7 @@ impl Earner {
         }
         for raw in due {
             let taken = parse(&raw).map(|v| {
-                let before = record.tab.promised().and_then(|v| v.paid_through);
+                let before = record.tab.promised_through();
                 let absent = self.absent_periods(before, v.paid_through);
                 record.tab.take_voucher(id, &record.terms, deal.epoch, v, now, absent)
             });
