@@ -256,6 +256,24 @@ impl Tab {
         Ok(voucher.check_improves(deal, epoch, known, through).is_ok().then_some(voucher))
     }
 
+    /// A voucher for a pico-credit more than is owed, in `period`: where claims pay for all there is, it says that the client is back.
+    ///
+    /// # Errors
+    /// [`TabError::Meter`] when `period` is before the newest head's.
+    pub fn sign_of_life(
+        &self,
+        deal: DealId,
+        terms: &TermsV1,
+        epoch: u32,
+        period: u64,
+    ) -> Result<Option<VoucherV1>, TabError> {
+        let total = self.owed(terms, period)?.max(self.known().0).checked_add(Amount(1));
+        let (read_bytes, skipped) = (self.read_bytes, self.base.skipped);
+        let paid_through = period.checked_sub(1);
+        let voucher = |total| VoucherV1 { deal, epoch, paid_through, read_bytes, skipped, total };
+        Ok(total.map(voucher))
+    }
+
     /// The last period that is promised or settled.
     pub fn promised_through(&self) -> Option<u64> {
         self.known().1

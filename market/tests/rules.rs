@@ -422,4 +422,4 @@ fn golden_root_and_sizes() {
     assert_eq!(root, GOLDEN_ROOT);
 }
 
-const GOLDEN_ROOT: &str = "dc4c0ab531721894157bf80004809c8948d538b170e14032cd9f58282e041619";
+const GOLDEN_ROOT: &str = "a752609bfbfe8c3104afd0a4044ff74d5b3ca5b4471792d0ec5492c56cb00e6d";

@@ -225,7 +225,12 @@ impl Deals {
                 let _ = next.tab.skip(failed);
             }
         }
-        if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {
+        let mut owed = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)?;
+        let is_claimed = deal.claiming.is_some_and(|claiming| claiming.is_on());
+        if owed.is_none() && what == Pay::All && is_claimed && next.is_delivered {
+            owed = next.tab.sign_of_life(cell.id, &next.terms, deal.epoch, before)?;
+        }
+        if let Some(voucher) = owed {
             next.tab.promise(voucher);
             next.voucher = Some(sign(voucher));
             next.is_delivered = false;

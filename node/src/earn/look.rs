@@ -155,13 +155,17 @@ impl Earner {
         let open = unpaid(record, deal);
         let is_large = open.0 > deal.escrow.0 / 2;
         let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;
-        // A voucher ends claims.
+        // What was promised is paid before claims end, and then is not lost if they begin again.
         let is_back = deal.claiming.is_some_and(|claiming| claiming.is_on()) && record.keeps_up();
         let is_due = is_large || is_old || is_dry || is_closing || is_back;
         if open > Amount::ZERO && deal.escrow > Amount::ZERO && is_due {
             actions.extend(record.voucher.clone().map(|voucher| Action::Redeem { voucher }));
             record.redeemed_in = now;
             self.meta.note(Batch::default().put(Table::Deals, &record_key(id), record))?;
+        }
+        if is_back {
+            tracing::info!(deal = %id, "vouchers come in time again: claims on the ledger end");
+            actions.push(Action::EndClaims { deal: id });
         }
         let is_to_be_anchored = self.look_at_anchored(id, deal, record)?;
         let newer = record.head.clone().filter(|_| record.tab.is_ahead_of(deal));
