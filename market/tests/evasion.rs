@@ -183,7 +183,7 @@ fn burns_are_not_evaded_and_not_inflated() {
     assert!(plain > 0);
     let anchor = |m: &mut Market, deal, holding, price| {
         let head = head(m, &party(4), deal, 2, Some(holding), price);
-        m.ok(&party(3), Action::Anchor { head });
+        Some(m.ok(&party(3), Action::Anchor { head }))
     };
     assert_eq!(
         cost(&|m, deal| anchor(m, deal, &small, PRICE)),
