@@ -38,10 +38,7 @@ impl Rules<'_> {
 
     /// Periods before the running one are given up, unless a voucher is redeemed before.
     pub(super) fn start_claims(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
-        let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
-        if self.signer != deal.terms.node || !self.delegate.scopes.contains(&Scope::Provide) {
-            return Err(Refused::NotAParty);
-        }
+        let deal = self.own_deal(state, id)?;
         let tick = state.totals().ticks;
         if deal.claiming.is_some_and(|claiming| claiming.until_tick.is_none_or(|until| until >= tick)) {
             return Err(Refused::Claiming);
@@ -67,12 +64,16 @@ impl Rules<'_> {
         Ok(Event::ClaimsStarted { deal: id })
     }
 
+    /// The deal, of which the signer has to be the provider's node.
+    fn own_deal(&self, state: &Draft<'_>, id: DealId) -> Result<Deal, Refused> {
+        let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
+        let is_own = self.signer == deal.terms.node && self.delegate.scopes.contains(&Scope::Provide);
+        if is_own { Ok(deal) } else { Err(Refused::NotAParty) }
+    }
+
     /// The running tick's draws include the deal yet.
     pub(super) fn end_claims(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
-        let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
-        if self.signer != deal.terms.node || !self.delegate.scopes.contains(&Scope::Provide) {
-            return Err(Refused::NotAParty);
-        }
+        let mut deal = self.own_deal(state, id)?;
         let claiming = deal.claiming.as_mut().filter(|claiming| claiming.is_on());
         claiming.ok_or(Refused::NothingToClaim)?.until_tick = Some(state.totals().ticks);
         put_deal(state, id, deal);
