@@ -161,9 +161,12 @@ impl StorageDue {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// How many periods of `rate` this is, rounded up; none of a rate of nothing.
+    /// How many periods of `rate` this is, rounded up; of a rate of nothing, anything is one.
     pub fn periods_of(self, rate: Self) -> u64 {
-        if rate == Self::ZERO { 0 } else { u64::try_from(self.0.div_ceil(rate.0)).unwrap_or(u64::MAX) }
+        if rate == Self::ZERO {
+            return u64::from(self > Self::ZERO);
+        }
+        u64::try_from(self.0.div_ceil(rate.0)).unwrap_or(u64::MAX)
     }
 
     /// This, `times` over, or `None` beyond any money.

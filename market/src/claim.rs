@@ -6,7 +6,7 @@
 //!                                  `-> no answer within the window: Forfeit takes of the collateral
 //! ```
 //!
-//! A *tick* is a period in which there was a block. A claim is made in one tick for the periods since the one before, under heads that were on the
+//! A *tick* is a period in which there was a block before its last quarter. A claim is made in one tick for the periods since the one before, under heads that were on the
 //! ledger before its beacon was known. Which bytes are shown follows from the beacon and the ledger's state; a provider supplies no list.
 //!
 //! **What is shown.** [`CLAIM_DRAWS`] bytes. A deal is drawn by what a period costs under it, a byte of its set like every other. Whoever lacks a share f
@@ -15,14 +15,18 @@
 //!
 //! **Why dilution does not pay.** A provider that dropped what is worth V each period, and hides it among W of its own making, keeps V with the chance
 //! q = (1-V/W)^c. Otherwise it gets nothing, and loses W/c once it was silent before. As 1 - q = (V/W)(1 + (1-V/W) + ... ) over c terms,
-//! each of which is at least q, (1 - q) W/c is at least q V: on average nothing is gained, before what its own money costs in fees.
+//! each of which is at least q, (1 - q) W/c is at least q V: on average nothing is gained. W is real: a deal weighs no more than its escrow can pay for a
+//! period and its collateral can lose twenty times over, and claiming costs [`CLAIM_COST_BPS`] of it on either side, whoever pays for the period in
+//! the end. So a W so large that it seldom fails, of which the first failure costs little, costs more than V.
 //!
 //! **Silence.** A claim that cannot be shown is not made. Its periods are not paid, and that is all; a second silence within
-//! [`SILENCE_TICKS`] burns a draw's share of the claim, and so does each further one: of the deals' collateral, and where that does not have it, of
-//! whatever else the provider has.
+//! [`SILENCE_TICKS`] burns a draw's share of what it would have shown, and so does each further one: of each deal's own collateral, which was enough for
+//! it when the tick began. Once that is gone the deal weighs nothing. What happened in a tick is settled before anything changes in a later one.
 //!
-//! **Non-goals.** Judging who refused to sign: that cannot be proven. A provider that gets no voucher starts to claim, and loses one unproven period
-//! at most.
+//! **Coming back.** Vouchers are taken while claims go on, and what they pay is not claimed; the provider ends the claims when it trusts its client
+//! again. A provider that gets no voucher starts to claim, and loses one unproven period at most; how often it lets that happen is its own affair.
+//!
+//! **Non-goals.** Judging who refused to sign: that cannot be proven.
 
 use std::ops::RangeInclusive;
 
@@ -33,7 +37,7 @@ use spare_proofs::sumtree::Sum;
 
 use crate::amount::{Amount, StorageDue};
 use crate::beacon::Beacon;
-use crate::deal::{CLOSING_PERIODS, Deal, DealId, Status};
+use crate::deal::{CLOSING_PERIODS, Deal, DealId, Stake, Status};
 use crate::head::{AnchoredHead, HeadV1};
 use crate::keys::PublicKey;
 use crate::state::Totals;
@@ -51,6 +55,8 @@ pub const CHALLENGE_TICKS: u64 = 3;
 pub const CHALLENGED_CLOSING_TICKS: u64 = 1;
 /// What a challenger puts up: a thousandth of a credit, about twice what an answer costs its provider.
 pub const CHALLENGE_BOND: Amount = Amount(1_000_000_000);
+/// Times that a challenge goes over to a newer head.
+pub const MOVES_MAX: u8 = 2;
 /// Periods of a deal's rate that an unanswered challenge costs, at most all of its collateral: a month of hours.
 pub const PENALTY_PERIODS: u64 = 720;
 /// What it costs at least, in bonds, as far as there is collateral: so that also a small deal is worth a challenger's while.
@@ -61,7 +67,7 @@ pub const PENALTY_BONDS_MIN: u128 = 10;
 pub struct Claiming {
     /// The tick in which that began; claims are made in later ones.
     pub since_tick: u64,
-    /// The tick in which a voucher ended it. Its draws include the deal yet: what is drawn in a tick is settled when that begins.
+    /// The tick in which the provider ended it. Its draws include the deal yet: what is drawn in a tick is settled when that begins.
     pub until_tick: Option<u64>,
 }
 
@@ -97,9 +103,9 @@ pub struct Claimable {
     pub deal: DealId,
     /// The head that was on the ledger before the beacon was known.
     pub head: AnchoredHead,
-    /// What a period costs under it. Deals are drawn by this, which nothing in the running tick changes.
-    pub rate: Amount,
-    /// What is paid for storage: what is due, as far as escrow and collateral have it.
+    /// What the deal is drawn by: see [`weight`]. Nothing in the running tick changes it.
+    pub weight: Amount,
+    /// What is paid for storage: what is due, as far as the weight and the escrow have it.
     pub amount: Amount,
 }
 
@@ -115,21 +121,40 @@ pub fn claimed_ticks(deal: &Deal) -> RangeInclusive<u64> {
     claiming.since_tick.saturating_add(1)..=until.min(settled)
 }
 
+/// What a deal with `stake` is drawn by: what a period costs, as far as the escrow has it with what claiming costs, and the collateral has a draw's share.
+pub fn weight(stake: &Stake, period_s: u32) -> Amount {
+    let rate = stake.head.map_or(Amount::ZERO, |head| head.head.rate(period_s).floor());
+    rate.min(funded(stake.escrow)).min(pledged(stake.collateral))
+}
+
+/// What `collateral` is a draw's share of.
+fn pledged(collateral: Amount) -> Amount {
+    Amount(collateral.0.saturating_mul(CLAIM_DRAWS as u128))
+}
+
+/// What `escrow` can pay for storage, beside what claiming costs its client.
+fn funded(escrow: Amount) -> Amount {
+    Amount(escrow.0 * 10_000 / (10_000 + u128::from(CLAIM_COST_BPS)))
+}
+
 /// What can be claimed under `deal` in the running tick, if it takes part. Periods have `period_s` seconds.
 pub fn claimable(id: DealId, deal: &Deal, totals: &Totals, period_s: u32) -> Option<Claimable> {
-    let head = Some(totals.ticks)
-        .filter(|tick| claimed_ticks(deal).contains(tick))
-        .and(deal.head_before(totals.ticks))?;
-    let due = head.head.rate(period_s);
-    let rate = due.floor();
+    if !claimed_ticks(deal).contains(&totals.ticks) {
+        return None;
+    }
+    let stake = deal.stake_before(totals.ticks);
+    let head = stake.head?;
+    let weight = weight(&stake, period_s);
     let unpaid = deal.paid_through.map_or(0, |through| through.saturating_add(1));
     let periods = totals.period.saturating_sub(unpaid.max(totals.previous_period));
-    let due = due.checked_mul(periods).map_or(deal.escrow, StorageDue::floor);
-    // The escrow has to have it with its cost, and the collateral a draw's share of it.
-    let funded = Amount(deal.escrow.0 * 10_000 / (10_000 + u128::from(CLAIM_COST_BPS)));
-    let pledged = Amount(deal.collateral.0.saturating_mul(CLAIM_DRAWS as u128));
-    let amount = due.min(funded).min(pledged);
-    (rate > Amount::ZERO).then_some(Claimable { deal: id, head, rate, amount })
+    let rate = head.head.rate(period_s);
+    let due = match weight < rate.floor() {
+        true => Amount(weight.0.saturating_mul(periods.into())),
+        false => rate.checked_mul(periods).map_or(deal.escrow, StorageDue::floor),
+    };
+    // For several periods at once, after an outage of the market, as far as the collateral has a share of it all.
+    let amount = due.min(funded(deal.escrow)).min(pledged(stake.collateral));
+    (weight > Amount::ZERO).then_some(Claimable { deal: id, head, weight, amount })
 }
 
 /// A draw's share of a claim, rounded up: what a silence that burns takes.
@@ -150,14 +175,14 @@ pub struct Drawn {
 ///
 /// Amounts and positions are 128 bits of BLAKE3 output modulo their total; the bias is below 2^-28.
 pub fn draws(beacon: &Beacon, node: &PublicKey, claimables: &[Claimable]) -> Vec<Drawn> {
-    let total: u128 = claimables.iter().map(|c| c.rate.0).sum();
+    let total: u128 = claimables.iter().map(|c| c.weight.0).sum();
     if total == 0 {
         return Vec::new();
     }
     let mut ends = Vec::with_capacity(claimables.len());
     let mut end = 0;
     for claimable in claimables {
-        end += claimable.rate.0;
+        end += claimable.weight.0;
         ends.push(end);
     }
     let mut hasher = blake3::Hasher::new_derive_key("spare 2026 claim draw v1");
@@ -169,8 +194,8 @@ pub fn draws(beacon: &Beacon, node: &PublicKey, claimables: &[Claimable]) -> Vec
         u128::from_le_bytes(bytes)
     };
     let mut draw = |_| {
-        let rate = next() % total;
-        let index = ends.partition_point(|end| *end <= rate);
+        let at = next() % total;
+        let index = ends.partition_point(|end| *end <= at);
         let position = (next() % u128::from(claimables[index].head.head.bytes)) as u64;
         Drawn { index, position }
     };
@@ -186,6 +211,8 @@ pub struct Challenge {
     pub made_tick: u64,
     /// What the challenger put up.
     pub bond: Amount,
+    /// How often it went over to a newer head.
+    pub moved: u8,
 }
 
 impl Challenge {
@@ -202,16 +229,23 @@ impl Challenge {
         tick > self.made_tick + CHALLENGE_TICKS
     }
 
-    /// Whether `deal` has a newer head by now, so that the challenged one need not be held any more.
+    /// Whether `deal` got a newer head in time, over another set. Then it is that one's turn, but not for ever: the sets of heads that are asked about
+    /// are to be held on to.
     pub fn is_superseded(&self, deal: &Deal) -> bool {
-        deal.head.is_some_and(|head| head.head.seq > self.head.head.seq)
+        let is_other = |head: AnchoredHead| {
+            head.head.seq > self.head.head.seq && set_of(&head.head) != set_of(&self.head.head)
+        };
+        self.moved < MOVES_MAX && !self.is_over(deal.anchored_tick) && deal.head.is_some_and(is_other)
     }
 
-    /// What an unanswered challenge takes of a deal's `collateral`.
-    pub fn penalty(&self, collateral: Amount, period_s: u32) -> Amount {
+    /// What it takes of `deal`'s collateral if it is not answered. One time of not answering costs once, however many asked.
+    pub fn penalty(&self, deal: &Deal, period_s: u32) -> Amount {
+        if deal.penalized_tick.is_some_and(|penalized| self.made_tick <= penalized) {
+            return Amount::ZERO;
+        }
         let due = self.head.head.rate(period_s).checked_mul(PENALTY_PERIODS);
         let least = Amount(CHALLENGE_BOND.0 * PENALTY_BONDS_MIN);
-        due.map_or(collateral, |due| due.floor().max(least)).min(collateral)
+        due.map_or(deal.collateral, |due| due.floor().max(least)).min(deal.collateral)
     }
 }
 

@@ -116,6 +116,17 @@ pub enum Status {
     },
 }
 
+/// What a deal's part in claims goes by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stake {
+    /// The newest head on the ledger.
+    pub head: Option<AnchoredHead>,
+    /// The client's money put aside.
+    pub escrow: Amount,
+    /// The provider's pledge.
+    pub collateral: Amount,
+}
+
 /// A deal as the ledger keeps it. A closed one is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deal {
@@ -143,12 +154,14 @@ pub struct Deal {
     pub head: Option<AnchoredHead>,
     /// The tick in which that was.
     pub anchored_tick: u64,
-    /// The newest head of all earlier ticks, if it is another.
-    pub prior: Option<AnchoredHead>,
+    /// The last tick in which the deal's stake changed, and what it was when that tick began.
+    pub prior: (u64, Stake),
     /// Since when the provider claims, if it does: no voucher came.
     pub claiming: Option<Claiming>,
     /// Challenges that are not answered. A deal is not settled before they are dealt with.
     pub challenges: u32,
+    /// The last tick in which a challenge that was not answered took of the collateral. Those made before then take nothing more.
+    pub penalized_tick: Option<u64>,
     /// The client's nodes that put money into the deal. They sign its heads and vouchers for as long as it lasts, also when their grants
     /// end or are revoked: what they signed is not to be had back. Other nodes of the account do not.
     pub signers: Vec<PublicKey>,
@@ -169,9 +182,10 @@ impl Deal {
             epoch: 0,
             head: None,
             anchored_tick: 0,
-            prior: None,
+            prior: (0, Stake::default()),
             claiming: None,
             challenges: 0,
+            penalized_tick: None,
             signers: vec![signer],
             terms,
         }
@@ -184,17 +198,32 @@ impl Deal {
         ticks >= since_tick + CLOSING_PERIODS && now_s >= self.terms.expires_s && self.challenges == 0
     }
 
+    /// What the deal's part in claims goes by, as it is.
+    pub fn stake(&self) -> Stake {
+        Stake { head: self.head, escrow: self.escrow, collateral: self.collateral }
+    }
+
+    /// Keeps the stake as it was when `tick` began. To be called before anything of it changes in `tick`, the running one.
+    pub fn keep_stake(&mut self, tick: u64) {
+        if self.prior.0 < tick {
+            self.prior = (tick, self.stake());
+        }
+    }
+
+    /// The stake when `tick` began. It can be told for the last tick in which it changed, and for later ones.
+    pub fn stake_before(&self, tick: u64) -> Stake {
+        if self.prior.0 < tick { self.stake() } else { self.prior.1 }
+    }
+
     /// Puts a newer head on the ledger in `tick`.
     pub fn anchor(&mut self, head: AnchoredHead, tick: u64) {
-        if self.anchored_tick < tick {
-            self.prior = self.head;
-        }
+        self.keep_stake(tick);
         (self.head, self.anchored_tick) = (Some(head), tick);
     }
 
     /// The newest head that was on the ledger before `tick`, which is the running one, began.
     pub fn head_before(&self, tick: u64) -> Option<AnchoredHead> {
-        if self.anchored_tick < tick { self.head } else { self.prior }
+        self.stake_before(tick).head
     }
 }
 

@@ -12,13 +12,14 @@ mod claims;
 
 use crate::amount::{Amount, SUPPLY_MAX};
 use crate::beacon::Beacon;
+use crate::claim::Claimable;
 use crate::deal::{Deal, DealId, SIGNERS_MAX, Status, Terms};
 use crate::genesis::{Genesis, GenesisV1};
 use crate::grant::{Grant, Scope};
 use crate::head::{AnchoredHead, FullHead, Head};
 use crate::keys::PublicKey;
 use crate::signed::{NetworkId, Signed, SignedBytes};
-use crate::state::{Account, BEACONS_KEPT, Delegate, Draft, Entry, Key};
+use crate::state::{Account, BEACONS_KEPT, Delegate, Draft, Entry, Key, State};
 use crate::tx::{Action, Event, Refused, Tx};
 use crate::voucher::{Known, Voucher};
 
@@ -44,10 +45,15 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Counts a period in which there is a block, when a block begins: a tick. `beacon` is the period's.
+/// Counts a period in which there is a block, when a block begins: a tick. `beacon` is the period's. One whose first block comes in its last quarter
+/// is no tick.
 pub fn begin_block(state: &mut Draft<'_>, context: &Context<'_>, beacon: Beacon) {
     let mut totals = state.totals();
-    if totals.ticks == 0 || context.period > totals.period {
+    let into_period_s =
+        context.time_s.saturating_sub(context.genesis.started_s) % u64::from(context.genesis.period_s);
+    // Too late for anybody to claim in it; the next period's first block counts both.
+    let is_late = 4 * into_period_s > 3 * u64::from(context.genesis.period_s);
+    if totals.ticks == 0 || context.period > totals.period && !is_late {
         totals.previous_period = if totals.ticks == 0 { context.period } else { totals.period };
         totals.ticks += 1;
         totals.period = context.period;
@@ -87,6 +93,7 @@ pub fn apply(state: &mut Draft<'_>, context: &Context<'_>, tx: &SignedBytes) -> 
         Action::Settle { deal } => rules.settle(state, *deal),
         Action::Pledge { deal, amount } => rules.pledge(state, *deal, *amount),
         Action::StartClaims { deal } => rules.start_claims(state, *deal),
+        Action::EndClaims { deal } => rules.end_claims(state, *deal),
         Action::Claim { tick, openings } => rules.claim(state, *tick, openings),
         Action::Lapse { node } => rules.lapse(state, node),
         Action::Challenge { deal } => rules.challenge(state, *deal),
@@ -98,6 +105,11 @@ pub fn apply(state: &mut Draft<'_>, context: &Context<'_>, tx: &SignedBytes) -> 
     delegate.number = *number;
     state.put(Key::Delegate(signer), Entry::Delegate(delegate));
     Ok(event)
+}
+
+/// What `node` can claim in the running tick, in order of deal id: what [`draws`](crate::claim::draws) draws among. Periods have `period_s` seconds.
+pub fn claimables(state: &State, period_s: u32, node: &PublicKey) -> Vec<Claimable> {
+    claims::claimables(&Draft::new(state), period_s, node)
 }
 
 fn check_number(delegate: &Delegate, number: u64) -> Result<(), Refused> {
@@ -246,6 +258,7 @@ impl Rules<'_> {
             deal.signers.push(self.signer);
         }
         let (client, delegate) = self.spend(state, amount)?;
+        self.before_change(state, id, &mut deal);
         deal.escrow = deal.escrow.checked_add(amount).ok_or(Refused::Supply)?;
         put_account(state, deal.terms.client, client);
         state.put(Key::Delegate(self.signer), Entry::Delegate(delegate));
@@ -276,6 +289,7 @@ impl Rules<'_> {
     fn anchor(&self, state: &mut Draft<'_>, head: &FullHead) -> Result<Event, Refused> {
         let (mut deal, head) = self.superseding(state, head)?;
         let (id, seq) = (head.head.deal, head.head.seq);
+        self.before_change(state, id, &mut deal);
         deal.anchor(head, state.totals().ticks);
         state.put(Key::Deal(id), Entry::Deal(Box::new(deal)));
         Ok(Event::Anchored { deal: id, seq })
@@ -307,6 +321,7 @@ impl Rules<'_> {
         // Sums of what was issued, so they stay within bounds.
         let paid = deal.paid.checked_add(amount).ok_or(Refused::Supply)?;
         let fee = paid.share(self.context.genesis.fee_bps).saturating_sub(deal.fee);
+        self.before_change(state, voucher.deal, &mut deal);
         let mut totals = state.totals();
         totals.fees = totals.fees.checked_add(fee).ok_or(Refused::Supply)?;
         totals.paid = totals.paid.checked_add(amount).ok_or(Refused::Supply)?;
@@ -315,10 +330,6 @@ impl Rules<'_> {
         deal.fee = deal.fee.checked_add(fee).ok_or(Refused::Supply)?;
         (deal.paid_through, deal.read_bytes) = (voucher.paid_through, voucher.read_bytes);
         deal.jobs = voucher.jobs;
-        // The client is back.
-        if let Some(claiming) = deal.claiming.as_mut().filter(|claiming| claiming.is_on()) {
-            claiming.until_tick = Some(state.totals().ticks);
-        }
         let net = amount.saturating_sub(fee);
         let mut client = state.account(&deal.terms.client);
         client.spent = client.spent.checked_add(amount).ok_or(Refused::Supply)?;
@@ -343,6 +354,7 @@ impl Rules<'_> {
             if head.head.deal != id {
                 return Err(Refused::NotAParty);
             }
+            self.before_change(state, id, &mut deal);
             deal.anchor(head, state.totals().ticks);
         }
         deal.status = Status::Closing { since_tick: state.totals().ticks };
@@ -357,7 +369,7 @@ impl Rules<'_> {
         }
         // What is to be burned goes first.
         let deal = if deal.claiming.is_some() {
-            claims::fall_silent(state, self.context, &deal.terms.node);
+            claims::fall_silent(state, self.context.genesis.period_s, &deal.terms.node);
             state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?
         } else {
             deal

@@ -92,6 +92,9 @@ pub enum TabError {
         /// What they have cost.
         cost: u128,
     },
+    /// The voucher leaves out storage that was paid for already, or that there never was.
+    #[error("the voucher leaves out more than is unpaid")]
+    Skipped,
     /// A tab that somebody else kept claims more than can have come about.
     #[error("more is claimed than this deal can have cost")]
     Implausible,
@@ -191,6 +194,11 @@ impl Tab {
         Ok(total.ok_or(MeterError::Overflow)?)
     }
 
+    /// The deal's epoch, as far as this tab goes.
+    pub fn epoch(&self) -> u32 {
+        self.base.epoch
+    }
+
     /// Goes on from what the ledger settled by claims, if that is news. Vouchers from before its epoch are void.
     pub fn follow(&mut self, deal: &Deal) {
         let is_new_epoch = deal.epoch > self.base.epoch;
@@ -201,9 +209,11 @@ impl Tab {
         }
         let next = deal.paid_through.map_or(0, |through| through.saturating_add(1));
         // What is too long ago is as for the oldest period that the meter can tell, and so on both sides.
-        let settled = self.meter.storage_before(next);
-        let settled = settled.or_else(|_| self.meter.storage_before(self.meter.oldest()));
+        let settled = self.storage_before(next);
         if is_new_epoch {
+            // What went by before claims began is not to be had. That counts as left out, else whoever pays a little again each time goes on for ever.
+            let given_up = self.unpaid_since().map_or(0, |since| next.saturating_sub(since));
+            self.doubt(next, given_up);
             self.promised = None;
         }
         self.base = Base {
@@ -214,6 +224,11 @@ impl Tab {
             jobs: deal.jobs,
             skipped: settled.unwrap_or_default().max(self.base.skipped),
         };
+    }
+
+    /// What storage before `period` cost. What is too long ago is as for the oldest period that the meter can tell.
+    fn storage_before(&self, period: u64) -> Result<StorageDue, MeterError> {
+        self.meter.storage_before(period.max(self.meter.oldest()))
     }
 
     /// Does not pay for `period`: what is stored was not shown in it.
@@ -269,11 +284,30 @@ impl Tab {
         epoch: u32,
         period: u64,
     ) -> Result<Option<VoucherV1>, TabError> {
-        let total = self.owed(terms, period)?;
+        let voucher = self.voucher(deal, epoch, period, self.owed(terms, period)?);
+        Ok(voucher.check_improves(deal, epoch, self.known()).is_ok().then_some(voucher))
+    }
+
+    /// A voucher for a pico-credit more than is owed, in `period`: where claims pay for all there is, it says that the client is back.
+    ///
+    /// # Errors
+    /// [`TabError::Meter`] when `period` is before the newest head's.
+    pub fn sign_of_life(
+        &self,
+        deal: DealId,
+        terms: &TermsV1,
+        epoch: u32,
+        period: u64,
+    ) -> Result<Option<VoucherV1>, TabError> {
+        let total = self.owed(terms, period)?.max(self.known().total).checked_add(Amount(1));
+        Ok(total.map(|total| self.voucher(deal, epoch, period, total)))
+    }
+
+    /// A voucher that promises `total` for everything before `period`.
+    fn voucher(&self, deal: DealId, epoch: u32, period: u64, total: Amount) -> VoucherV1 {
         let paid_through = period.checked_sub(1);
         let (read_bytes, jobs, skipped) = (self.read_bytes, self.jobs, self.base.skipped);
-        let voucher = VoucherV1 { deal, epoch, paid_through, read_bytes, jobs, skipped, total };
-        Ok(voucher.check_improves(deal, epoch, self.known()).is_ok().then_some(voucher))
+        VoucherV1 { deal, epoch, paid_through, read_bytes, jobs, skipped, total }
     }
 
     /// The last period that is promised or settled.
@@ -305,11 +339,23 @@ impl Tab {
         now < self.doubted.0.saturating_add(DOUBT_PERIODS) && self.doubted.1 > 1
     }
 
-    /// What is promised by the newest voucher, or was settled.
+    /// Counts `periods` that were left out for no known reason.
+    fn doubt(&mut self, now: u64, periods: u64) {
+        if periods > 0 && now >= self.doubted.0.saturating_add(DOUBT_PERIODS) {
+            self.doubted = (now, 0);
+        }
+        self.doubted.1 = self.doubted.1.saturating_add(periods);
+    }
+
+    /// What is promised by the newest voucher or was settled, whichever is more, and the last period that is paid for or settled.
     fn known(&self) -> Known {
-        let Base { paid, jobs, through, .. } = self.base;
-        let settled = Known { total: paid, jobs, through };
-        self.promised.map_or(settled, |v| Known { total: v.total, jobs: v.jobs, through: v.paid_through })
+        let Base { paid: total, jobs, through, .. } = self.base;
+        let settled = Known { total, jobs, through };
+        self.promised.map_or(settled, |v| Known {
+            total: v.total.max(total),
+            jobs: v.jobs.max(jobs),
+            through: v.paid_through.max(through),
+        })
     }
 
     /// Takes a voucher at the provider in period `now`, if it pays for what it says it pays for. It may leave out storage that was
@@ -331,13 +377,7 @@ impl Tab {
         self.check_covers(terms, &voucher)?;
         let skipped = voucher.skipped.saturating_sub(self.base.skipped);
         let excused = self.meter.rate().checked_mul(absent_periods).unwrap_or_default();
-        let doubted = skipped.saturating_sub(excused).periods_of(self.meter.rate());
-        if doubted > 0 {
-            if now >= self.doubted.0.saturating_add(DOUBT_PERIODS) {
-                self.doubted = (now, 0);
-            }
-            self.doubted.1 = self.doubted.1.saturating_add(doubted);
-        }
+        self.doubt(now, skipped.saturating_sub(excused).periods_of(self.meter.rate()));
         self.base.skipped = self.base.skipped.max(voucher.skipped);
         // What the client did not see arrive is forgiven once a period, by this side's clock.
         if voucher.read_bytes > self.read_bytes {
@@ -367,6 +407,11 @@ impl Tab {
         let next = voucher.paid_through.map_or(0, |through| through.saturating_add(1));
         // Before the newest head nothing is known of a price any more; such a voucher came late and is superseded by the next one.
         let next = next.max(self.meter.period());
+        let paid_before = self.known().through.map_or(0, |through| through.saturating_add(1));
+        let unpaid = self.meter.storage_before(next)?.saturating_sub(self.storage_before(paid_before)?);
+        if voucher.skipped.saturating_sub(self.base.skipped) > unpaid {
+            return Err(TabError::Skipped);
+        }
         // What jobs have cost beyond what this voucher pays stays open: the client may not know yet how far they are.
         let due = self.total(terms, next, voucher.read_bytes, voucher.jobs, voucher.skipped)?;
         if voucher.total < due {
@@ -592,6 +637,49 @@ mod tests {
         let unsaid = VoucherV1 { skipped: StorageDue::ZERO, total: Amount(two.total.0 + 1), ..two };
         let short = under(&[head(1, 5, 2 * GIB)]).take_voucher(DEAL, &terms, 0, unsaid, 13, 9);
         assert!(matches!(short, Err(TabError::Short { .. })));
+    }
+
+    #[test]
+    fn nothing_is_left_out_that_is_paid_or_never_was() {
+        let terms = terms();
+        let voucher = |through: Option<u64>, skipped: u64, total: u128| VoucherV1 {
+            deal: DEAL,
+            epoch: 0,
+            paid_through: through,
+            read_bytes: 0,
+            jobs: Amount::ZERO,
+            skipped: StorageDue::of(terms.price, skipped * GIB, PERIOD_S.into()).unwrap(),
+            total: Amount(total),
+        };
+        // Before anything was stored.
+        let early = Tab::default().take_voucher(DEAL, &terms, 0, voucher(None, 1, 1), 5, 0);
+        assert_eq!(early, Err(TabError::Skipped));
+        // Three periods of one GiB, paid, and two more of which one may be left out, or both, but no more.
+        let mut provider = under(&[head(1, 5, GIB)]);
+        assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher(Some(7), 0, 300), 8, 0), Ok(()));
+        for (skipped, total, taken) in [(3, 301, Err(TabError::Skipped)), (2, 301, Ok(())), (1, 400, Ok(()))]
+        {
+            let mut provider = provider.clone();
+            let voucher = voucher(Some(9), skipped, total);
+            assert_eq!(provider.take_voucher(DEAL, &terms, 0, voucher, 10, 9), taken);
+            assert_eq!(provider.check_covers(&terms, &voucher).is_ok(), taken.is_ok());
+        }
+        // Also not by what is signed beforehand.
+        assert_eq!(provider.check_covers(&terms, &voucher(Some(11), 5, 301)), Err(TabError::Skipped));
+    }
+
+    #[test]
+    fn whoever_lets_claims_begin_again_and_again_is_doubted() {
+        let terms = terms();
+        let mut deal = Deal::open(terms.clone(), Amount(1 << 60), terms.client);
+        let mut provider = under(&[head(1, 5, GIB)]);
+        for epoch in 1..3 {
+            // A period stayed unpaid, and was given up when claims began.
+            deal.epoch = epoch;
+            deal.paid_through = Some(4 + u64::from(epoch));
+            provider.follow(&deal);
+            assert_eq!((provider.epoch(), provider.has_doubts(7)), (epoch, epoch > 1));
+        }
     }
 
     #[test]

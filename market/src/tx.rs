@@ -85,8 +85,13 @@ pub enum Action {
         /// The provider's money.
         amount: Amount,
     },
-    /// Begins to claim for a deal, by its provider: no voucher came. Voids vouchers that are not redeemed. A later voucher ends it.
+    /// Begins to claim for a deal, by its provider: no voucher came. Voids vouchers that are not redeemed.
     StartClaims {
+        /// The deal.
+        deal: DealId,
+    },
+    /// Ends that, by the deal's provider: vouchers come again.
+    EndClaims {
         /// The deal.
         deal: DealId,
     },
@@ -198,6 +203,11 @@ pub enum Event {
     },
     /// A deal is claimed for from now on.
     ClaimsStarted {
+        /// The deal.
+        deal: DealId,
+    },
+    /// A deal is not claimed for any more.
+    ClaimsEnded {
         /// The deal.
         deal: DealId,
     },

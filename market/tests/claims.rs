@@ -12,10 +12,11 @@ use market::{Market, PERIOD_S, party};
 use spare_market::amount::{Amount, StoragePrice};
 use spare_market::claim::{
     CHALLENGE_BOND, CHALLENGE_TICKS, CLAIM_DRAWS, Claimable, PENALTY_BONDS_MIN, SILENCE_TICKS,
-    break_even_fault_rate, claimable, draw_share, draws,
+    break_even_fault_rate, draw_share, draws,
 };
 use spare_market::deal::{Deal, DealId};
 use spare_market::head::{FullHead, HeadV1};
+use spare_market::ledger;
 use spare_market::tx::{Action, Blame, Event, Refused};
 use spare_market::voucher::{Voucher, VoucherV1};
 use spare_proofs::opening::SetOpening;
@@ -71,10 +72,7 @@ impl Away {
     }
 
     fn claimables(&self) -> Vec<Claimable> {
-        let state = self.m.ledger.state();
-        let provider = party(3).account.public();
-        let deals = state.deals_of(&provider);
-        deals.filter_map(|(id, deal)| claimable(id, deal, &state.totals(), PERIOD_S as u32)).collect()
+        ledger::claimables(self.m.ledger.state(), PERIOD_S as u32, &party(3).node.public())
     }
 
     fn shown(&self) -> (u64, Vec<SetOpening>) {
@@ -115,11 +113,16 @@ fn an_honest_provider_is_paid_to_the_end_of_the_escrow_without_its_client() {
     let mut claims = 0;
     loop {
         away.tick();
-        let Event::Claimed { deals, amount, fee, .. } = away.claim().unwrap() else { panic!("claimed") };
+        let claimed = match away.claim() {
+            Ok(claimed) => claimed,
+            // What is not paid any more weighs nothing.
+            Err(refused) if away.on_ledger().escrow < Amount(2) => {
+                break assert_eq!(refused.code(), "nothing_to_claim");
+            }
+            Err(refused) => panic!("{refused}"),
+        };
+        let Event::Claimed { deals, amount, fee, .. } = claimed else { panic!("claimed") };
         assert_eq!(deals, 1);
-        if amount == Amount::ZERO {
-            break;
-        }
         // Of what a period costs, the client pays 1% more, the provider gets 1% less, and the market's fee of 5% is of the whole.
         let escrow_ended = away.on_ledger().escrow < Amount(RATE);
         assert!(escrow_ended || (amount.0 - RATE * 101 / 100) < 20, "{amount:?}");
@@ -133,16 +136,12 @@ fn an_honest_provider_is_paid_to_the_end_of_the_escrow_without_its_client() {
     assert!(deal.escrow < Amount(2) && deal.collateral == Amount(RATE), "{deal:?}");
     let earned = away.m.free(&party(3)) - before;
     assert!(earned > 925 * RATE && earned < 945 * RATE, "{earned}");
-    // The provider closes it, shows what it has while it can be asked about, and is left in peace then.
+    // Nor is anything asked then.
     away.provider_action(Action::Close { deal: away.deal, head: None }).unwrap();
-    for _ in 0..2 {
-        away.tick();
-        away.claim().unwrap();
-    }
     for _ in 0..5 {
         away.tick();
+        assert_eq!(away.claim().unwrap_err().code(), "nothing_to_claim");
     }
-    assert_eq!(away.claim().unwrap_err().code(), "nothing_to_claim");
     for node in [party(3), party(4)] {
         assert_eq!(away.m.refused(&party(4), Action::Lapse { node: node.node.public() }).0, "not_due");
     }
@@ -267,7 +266,7 @@ fn an_outage_of_the_market_makes_nobody_silent() {
 }
 
 #[test]
-fn a_voucher_ends_claims_and_nothing_is_paid_twice() {
+fn vouchers_are_taken_beside_claims_and_nothing_is_paid_twice() {
     let mut away = Away::new(RATE);
     let period = away.m.now_s / PERIOD_S;
     let old = voucher(&away, 0, period - 1, 3 * RATE);
@@ -285,13 +284,25 @@ fn a_voucher_ends_claims_and_nothing_is_paid_twice() {
         panic!("paid")
     };
     assert_eq!(amount, Amount(7));
+    // What a voucher pays for is shown all the same, for what claiming costs, until the provider ends it.
+    away.tick();
+    let later = voucher(&away, 1, period + 1, paid.0 + RATE);
+    away.provider_action(Action::Redeem { voucher: later }).unwrap();
+    let before = (away.on_ledger().collateral, away.on_ledger().paid);
+    let Event::Claimed { amount, fee, .. } = away.claim().unwrap() else { panic!("claimed") };
+    assert!(amount == Amount::ZERO && fee.0.abs_diff(RATE / 50) < 10, "{fee:?}");
+    let after = (away.on_ledger().collateral, away.on_ledger().paid);
+    assert_eq!(after, (before.0.saturating_sub(fee), before.1), "out of the pledge");
+    assert_eq!(away.m.refused(&party(2), Action::EndClaims { deal: away.deal }).0, "not_a_party");
+    away.provider_action(Action::EndClaims { deal: away.deal }).unwrap();
     assert!(away.on_ledger().claiming.is_some_and(|claiming| !claiming.is_on()));
+    assert_eq!(away.m.refused(&party(3), Action::EndClaims { deal: away.deal }).0, "nothing_to_claim");
     away.tick();
     let (tick, openings) = (away.m.ledger.state().totals().ticks, vec![]);
     assert_eq!(away.m.refused(&party(3), Action::Claim { tick, openings }).0, "nothing_to_claim");
     // Claims begin anew, and a period that nobody claimed or promised is not paid any more.
     away.start();
-    assert_eq!((away.on_ledger().epoch, away.on_ledger().paid_through), (2, Some(period + 1)));
+    assert_eq!((away.on_ledger().epoch, away.on_ledger().paid_through), (2, Some(period + 2)));
 }
 
 fn voucher(away: &Away, epoch: u32, through: u64, total: u128) -> spare_market::signed::SignedBytes {
@@ -321,12 +332,8 @@ fn claims_are_the_providers_and_need_a_head_and_collateral() {
     m.ok(&party(3), Action::Anchor { head: full });
     assert_eq!(m.refused(&party(2), Action::StartClaims { deal }), ("not_a_party", Blame::Sender));
     assert_eq!(m.refused(&party(3), Action::StartClaims { deal: DealId([0; 32]) }).0, "no_such_deal");
-    m.ok(&party(3), Action::StartClaims { deal });
+    assert_eq!(m.refused(&party(3), Action::StartClaims { deal }), ("no_collateral", Blame::Provider));
     let mut away = Away { m, deal, holding };
-    away.tick();
-    let Ok(Event::Claimed { amount, .. }) = away.claim() else { panic!("claimed") };
-    assert_eq!(amount, Amount::ZERO, "without collateral");
-    away.tick();
     // The provider adds to it.
     let share = draw_share(Amount(RATE + 100)).0;
     let pledge = |amount| Action::Pledge { deal, amount: Amount(amount) };
@@ -335,6 +342,8 @@ fn claims_are_the_providers_and_need_a_head_and_collateral() {
     assert_eq!(away.m.refused(&party(2), pledge(1)).0, "not_a_party");
     away.m.ok(&party(1), Action::Fund { account: party(3).account.public(), amount: Amount(RATE) });
     assert_eq!(away.m.ok(&party(3), pledge(share)), Event::Pledged { deal, amount: Amount(share) });
+    away.start();
+    away.tick();
     away.claim().unwrap();
     // It is given back at the end.
     let free = away.m.free(&party(3));
@@ -448,36 +457,13 @@ fn an_unanswered_challenge_takes_of_the_collateral_for_challenger_and_client() {
 }
 
 #[test]
-fn a_challenged_head_that_is_superseded_need_not_be_held() {
-    let mut away = Away::new(RATE * 5000);
-    let (deal, challenger) = (away.deal, party(4).account.public());
-    let free = away.m.free(&party(4));
-    away.m.ok(&party(4), Action::Challenge { deal });
-    let newer = away.head(2);
-    away.provider_action(Action::Anchor { head: newer }).unwrap();
-    for _ in 0..=CHALLENGE_TICKS {
-        away.tick();
-    }
-    away.m.ok(&party(4), Action::Forfeit { deal, challenger });
-    assert_eq!(away.on_ledger().collateral, Amount(RATE * 5000));
-    assert_eq!(away.m.free(&party(4)), free);
-    // The same by an answer that shows nothing.
-    away.m.ok(&party(4), Action::Challenge { deal });
-    let newer = away.head(3);
-    away.provider_action(Action::Anchor { head: newer }).unwrap();
-    away.provider_action(Action::Answer { deal, challenger, openings: vec![] }).unwrap();
-    assert_eq!(away.m.free(&party(4)), free);
-    away.m.ledger.state().check_all().unwrap();
-}
-
-#[test]
 fn deals_are_drawn_by_amount_and_bytes_by_length() {
     let claimable = |tag: u8, bytes: u64, amount: u128| {
         let m = Market::new();
         let full = m.head(DealId([tag; 32]), 1, |h| h.bytes = bytes);
         let head = full.check(m.ledger.network(), &m.provider.node.public()).unwrap();
         let head = spare_market::head::AnchoredHead::of(&head);
-        Claimable { deal: DealId([tag; 32]), head, rate: Amount(amount), amount: Amount(amount) }
+        Claimable { deal: DealId([tag; 32]), head, weight: Amount(amount), amount: Amount(amount) }
     };
     let all = [claimable(1, 10, 100), claimable(2, 1000, 0), claimable(3, 1 << 40, 300)];
     let (mut by_deal, mut upper) = ([0u32; 3], 0);
@@ -516,7 +502,7 @@ fn dilution_gains_nothing_on_average() {
         let full = m.head(DealId([tag; 32]), 1, |h| h.bytes = 1 << 30);
         let head = full.check(m.ledger.network(), &m.provider.node.public()).unwrap();
         let head = spare_market::head::AnchoredHead::of(&head);
-        Claimable { deal: DealId([tag; 32]), head, rate: Amount(amount), amount: Amount(amount) }
+        Claimable { deal: DealId([tag; 32]), head, weight: Amount(amount), amount: Amount(amount) }
     };
     const BEACONS: u32 = 4000;
     for (victims, own) in [(1u128, 1000u128), (10, 1000), (50, 1000), (200, 1000), (1000, 1000), (1000, 10)] {
@@ -546,7 +532,7 @@ fn what_is_drawn_in_a_tick_is_settled_when_it_begins() {
     away.provider_action(Action::StartClaims { deal: second }).unwrap();
     away.tick();
     let (_, before) = away.shown();
-    // An escrow that nearly ran out is filled, a voucher is redeemed and ends claims, collateral grows.
+    // An escrow that nearly ran out is filled, a voucher is redeemed, claims end, collateral grows.
     away.m.ok(&party(2), Action::TopUp { deal: second, amount: Amount(RATE / 3) });
     let voucher = VoucherV1 {
         deal: second,
@@ -560,6 +546,7 @@ fn what_is_drawn_in_a_tick_is_settled_when_it_begins() {
     let voucher = away.m.signed(Voucher::V1(voucher), &away.m.client.node);
     away.provider_action(Action::Redeem { voucher }).unwrap();
     away.provider_action(Action::Pledge { deal: second, amount: Amount(7) }).unwrap();
+    away.provider_action(Action::EndClaims { deal: second }).unwrap();
     away.provider_action(Action::Close { deal: second, head: None }).unwrap();
     let (tick, after) = away.shown();
     assert_eq!(before, after);
@@ -568,31 +555,6 @@ fn what_is_drawn_in_a_tick_is_settled_when_it_begins() {
     assert!(matches!(claimed, Event::Claimed { deals: 2, .. }), "{claimed:?}");
     away.tick();
     assert_eq!(away.claimables().len(), 1, "from the next tick on it takes no part");
-}
-
-#[test]
-fn a_pledge_that_is_moved_away_saves_nothing() {
-    let mut away = Away::new(RATE);
-    away.start();
-    away.tick();
-    away.claim().unwrap();
-    // The collateral goes by a challenge of its own that is not answered; silence costs all the same, of what is free.
-    away.m.ok(&party(4), Action::Challenge { deal: away.deal });
-    for _ in 0..CHALLENGE_TICKS {
-        away.tick();
-        away.claim().unwrap();
-    }
-    away.tick();
-    let (deal, challenger) = (away.deal, party(4).account.public());
-    away.m.ok(&party(4), Action::Forfeit { deal, challenger });
-    assert_eq!(away.on_ledger().collateral, Amount::ZERO);
-    let free = away.m.free(&party(3));
-    away.tick();
-    away.tick();
-    let event = away.m.ok(&party(4), Action::Lapse { node: party(3).node.public() });
-    let Event::Silent { burned, .. } = event else { panic!("silent") };
-    assert!(burned > Amount::ZERO && away.m.free(&party(3)) == free - burned.0, "{burned:?}");
-    away.m.ledger.state().check_all().unwrap();
 }
 
 #[test]

@@ -16,9 +16,10 @@ use holding::Holding;
 use market::{Market, OPERATOR, PERIOD_S, Party, party};
 use spare_market::amount::{Amount, StoragePrice};
 use spare_market::block::Ledger;
-use spare_market::claim::{Claimable, claimable, draws};
+use spare_market::claim::draws;
 use spare_market::deal::{DealId, Terms, TermsV1};
 use spare_market::head::{FullHead, Head, HeadV1};
+use spare_market::ledger::claimables;
 use spare_market::tx::{Action, Event, Refused};
 use spare_market::voucher::{Voucher, VoucherV1};
 
@@ -62,6 +63,7 @@ fn name(action: &Action) -> &'static str {
         Action::Close { .. } => "close",
         Action::Settle { .. } => "settle",
         Action::StartClaims { .. } => "start",
+        Action::EndClaims { .. } => "end",
         Action::Claim { .. } => "claim",
         Action::Lapse { .. } => "lapse",
         Action::Challenge { .. } => "challenge",
@@ -113,7 +115,8 @@ impl World {
             4..9 => (party(client), Action::TopUp { deal, amount }),
             9..16 => (party(provider), Action::Pledge { deal, amount }),
             16..30 => (party(provider), Action::Anchor { head: self.head(deal) }),
-            30..38 => (party(provider), Action::StartClaims { deal }),
+            30..36 => (party(provider), Action::StartClaims { deal }),
+            36..38 => (party(provider), Action::EndClaims { deal }),
             38..60 => (party(provider), self.claim(provider)),
             60..68 => (party(provider), Action::Redeem { voucher: self.voucher(deal) }),
             68..71 => (anyone, Action::Close { deal, head: None }),
@@ -162,10 +165,7 @@ impl World {
     fn claim(&mut self, provider: u8) -> Action {
         let (state, who) = (self.m.ledger.state(), party(provider));
         let totals = state.totals();
-        let account = who.account.public();
-        let deals = state.deals_of(&account).filter(|(_, deal)| deal.terms.node == who.node.public());
-        let claimables: Vec<Claimable> =
-            deals.filter_map(|(id, deal)| claimable(id, deal, &totals, PERIOD_S as u32)).collect();
+        let claimables = claimables(state, PERIOD_S as u32, &who.node.public());
         let drawn = draws(&totals.beacon(), &who.node.public(), &claimables);
         let mut openings = self.holding.show_all(&drawn, &claimables);
         if self.dice.roll(10) == 0 {
@@ -276,6 +276,7 @@ fn claims_in_any_order_make_and_lose_no_money() {
         "close",
         "settle",
         "start",
+        "end",
         "claim",
         "lapse",
         "challenge",

@@ -15,9 +15,10 @@ mod market;
 use holding::Holding;
 use market::{Market, OPERATOR, Party, party};
 use spare_market::amount::{Amount, StoragePrice};
-use spare_market::claim::{Claimable, claimable, draws};
+use spare_market::claim::draws;
 use spare_market::deal::{Terms, TermsV1};
 use spare_market::head::{FullHead, Head, HeadV1};
+use spare_market::ledger::claimables;
 use spare_market::standing::{Fault, Place, STRIKE_SPACING_S, Standing};
 use spare_market::tx::{Action, Event};
 use spare_proofs::tree::Root;
@@ -188,11 +189,7 @@ fn claim(
     holding: &Holding,
     totals: &spare_market::state::Totals,
 ) -> spare_market::signed::SignedBytes {
-    let state = m.ledger.state();
-    let account = provider.who.account.public();
-    let deals = state.deals_of(&account);
-    let claimables: Vec<Claimable> =
-        deals.filter_map(|(id, deal)| claimable(id, deal, totals, PERIOD_S as u32)).collect();
+    let claimables = claimables(m.ledger.state(), PERIOD_S as u32, &provider.who.node.public());
     let drawn = draws(&totals.beacon(), &provider.who.node.public(), &claimables);
     let openings = holding.show_all(&drawn, &claimables);
     provider.number += 1;

@@ -426,4 +426,4 @@ fn golden_root_and_sizes() {
     assert_eq!(root, GOLDEN_ROOT);
 }
 
-const GOLDEN_ROOT: &str = "dc4c0ab531721894157bf80004809c8948d538b170e14032cd9f58282e041619";
+const GOLDEN_ROOT: &str = "f4b5be8499dc20de0af77d88b2ad72407254e931f68cd129d23b7f4f7b68b21a";

@@ -15,7 +15,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
 use spare_market::block::Ledger;
-use spare_market::claim::{CHALLENGE_BOND, CLAIM_DRAWS, break_even_fault_rate, check_shown};
+use spare_market::claim::{CHALLENGE_BOND, CLAIM_DRAWS, Challenge, break_even_fault_rate, check_shown};
 use spare_market::deal::{Deal, DealId, Status};
 use spare_market::keys::PublicKey;
 use spare_market::tx::Action;
@@ -66,6 +66,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// Notes a challenge on the ledger, once.
+    fn challenged(&mut self, id: DealId, at_stake: (u64, Amount)) {
+        if self.open.insert(id, at_stake).is_none() {
+            self.challenged += 1;
+        }
+        self.suspects.remove(&id);
+    }
+
     /// Challenges that are open.
     pub fn open(&self) -> usize {
         self.open.len()
@@ -163,7 +171,7 @@ impl Challenger {
     /// Deals that can be challenged, with what that would take of their collateral.
     fn targets(&self) -> Result<Vec<(DealId, Deal, Amount)>, ChainError> {
         self.chain.view(|l: &Ledger| {
-            let period_s = l.genesis().v1().period_s;
+            let (period_s, made_tick) = (l.genesis().v1().period_s, l.state().totals().ticks);
             let deals = l.state().deals().filter(|(_, deal)| {
                 deal.status == Status::Open
                     && deal.collateral > Amount::ZERO
@@ -171,8 +179,8 @@ impl Challenger {
             });
             let target = |(id, deal): (DealId, &Deal)| {
                 let head = deal.head.filter(|head| head.head.bytes > 0)?;
-                let of = spare_market::claim::Challenge { head, made_tick: 0, bond: CHALLENGE_BOND };
-                Some((id, deal.clone(), of.penalty(deal.collateral, period_s)))
+                let of = Challenge { head, made_tick, bond: CHALLENGE_BOND, moved: 0 };
+                Some((id, deal.clone(), of.penalty(deal, period_s)))
             };
             deals.filter_map(target).collect()
         })
@@ -218,8 +226,30 @@ impl Challenger {
         Ok(period_s)
     }
 
+    /// Takes up challenges of this account on the ledger that are not noted: the answer to the transaction was lost, or this node was killed.
+    fn find_forgotten(&self) -> Result<(), ChallengeError> {
+        let known = self.record().open;
+        let forgotten: Vec<(DealId, (u64, Amount))> = self.chain.view(|l| {
+            let state = l.state();
+            let challenged =
+                state.deals().filter(|(id, deal)| deal.challenges > 0 && !known.contains_key(id));
+            let own = challenged.filter_map(|(id, deal)| {
+                let challenge = state.challenge(id, self.account)?;
+                Some((id, (challenge.head.head.seq, deal.collateral)))
+            });
+            own.collect()
+        })?;
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        Ok(self.note(|record| {
+            forgotten.into_iter().for_each(|(id, at_stake)| record.challenged(id, at_stake));
+        })?)
+    }
+
     /// Looks what became of challenges, and ends those that were not answered in time.
     async fn collect(&self) -> Result<(), ChallengeError> {
+        self.find_forgotten()?;
         let open = self.record().open;
         for (id, (seq, collateral)) in open {
             let (challenge, deal, tick, period_s) = self.chain.view(|l| {
@@ -248,12 +278,15 @@ impl Challenger {
                 tracing::info!(deal = %id, is_superseded, "a challenge was answered");
                 continue;
             };
+            if challenge.head.head.seq > seq {
+                // It went over to a newer head.
+                self.note(|record| record.challenged(id, (challenge.head.head.seq, collateral)))?;
+            }
             let Some(deal) = deal.filter(|_| challenge.is_over(tick)) else { continue };
-            let penalty = match challenge.is_superseded(&deal) {
-                true => Amount::ZERO,
-                false => challenge.penalty(deal.collateral, period_s),
-            };
+            let penalty = challenge.penalty(&deal, period_s);
             match self.wallet.send(Action::Forfeit { deal: id, challenger: self.account }).await {
+                // It goes over to the newer head.
+                Ok(_) if challenge.is_superseded(&deal) => {}
                 Ok(_) => {
                     let award = Amount(penalty.0 / 2);
                     tracing::info!(deal = %id, %penalty, %award, "a challenge was not answered: the provider pays");
@@ -354,10 +387,6 @@ impl Challenger {
         })?;
         self.wallet.send(Action::Challenge { deal: id }).await?;
         tracing::info!(deal = %id, bond = %CHALLENGE_BOND, "a deal is challenged");
-        Ok(self.note(|record| {
-            record.challenged += 1;
-            record.open.insert(id, at_stake);
-            record.suspects.remove(&id);
-        })?)
+        Ok(self.note(|record| record.challenged(id, at_stake))?)
     }
 }

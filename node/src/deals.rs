@@ -129,12 +129,18 @@ struct Record {
     reconciled_in: u64,
     /// Periods, not paid for yet, in which audits were tried and none was good.
     failed_in: Vec<u64>,
+    /// The last period for which a voucher was signed beforehand, in this epoch: what is in the provider's hands is not left out any more.
+    presigned_through: Option<u64>,
 }
 
 impl Record {
     /// Goes on from what the ledger settled by claims.
     fn follow(&mut self, deal: &Deal) {
+        let epoch = self.tab.epoch();
         self.tab.follow(deal);
+        if self.tab.epoch() != epoch {
+            self.presigned_through = None;
+        }
         if self.tab.promised().is_none() {
             (self.voucher, self.is_delivered) = (None, true);
         }
@@ -152,6 +158,7 @@ impl Record {
             reconciled_bytes: 0,
             reconciled_in: 0,
             failed_in: Vec::new(),
+            presigned_through: None,
         }
     }
 }
@@ -180,6 +187,8 @@ pub struct AuditState {
     pub good_in: Option<u64>,
     /// Good audits since the node started.
     pub good: u64,
+    /// When what failed was asked again last.
+    pub asked_again_at: Option<std::time::Instant>,
     /// Where a long read brought wrong bytes: read again by itself, so that what is signed becomes evidence.
     pub suspect: Option<Place>,
 }
@@ -241,6 +250,8 @@ pub struct Deals {
     fund_s: u64,
     /// Periods for which vouchers are signed beforehand.
     presign_periods: usize,
+    /// The period in which this node was started.
+    started_in: u64,
     cells: Mutex<BTreeMap<(PublicKey, DealId), Arc<Cell>>>,
     /// Held while deals are opened or topped up.
     opening: tokio::sync::Mutex<()>,
@@ -267,6 +278,7 @@ impl Deals {
         presign_periods: usize,
     ) -> Result<Self, DealError> {
         let genesis = chain.view(|l| l.genesis().clone())?;
+        let started_in = genesis.period_at(unix_now_s());
         let mut cells = BTreeMap::new();
         for (rest, record) in meta.all::<Record>(Table::Deals, KEY_PREFIX)? {
             if let Ok(id) = rest.as_slice().try_into().map(DealId) {
@@ -284,6 +296,7 @@ impl Deals {
             peers,
             fund_s,
             presign_periods,
+            started_in,
             cells: Mutex::new(cells),
             opening: tokio::sync::Mutex::default(),
             adopting: Mutex::default(),
@@ -293,6 +306,11 @@ impl Deals {
     /// The running period.
     pub fn period(&self) -> u64 {
         self.genesis.period_at(unix_now_s())
+    }
+
+    /// The period in which this node was started.
+    pub(crate) fn started_in(&self) -> u64 {
+        self.started_in
     }
 
     /// Length of a period in seconds.

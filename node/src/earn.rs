@@ -169,7 +169,9 @@ fn refused(error: TabError) -> Refusal {
         TabError::Voucher(VoucherError::NotHigher { .. } | VoucherError::Backwards) => {
             RefusalCode::StaleVoucher
         }
-        TabError::Voucher(_) | TabError::Short { .. } | TabError::Reads { .. } => RefusalCode::BadVoucher,
+        TabError::Voucher(_) | TabError::Short { .. } | TabError::Skipped | TabError::Reads { .. } => {
+            RefusalCode::BadVoucher
+        }
     };
     Refusal::new(code, error.to_string())
 }
@@ -447,7 +449,7 @@ impl Earner {
             let mut next = record.clone();
             if is_over {
                 let now = self.period();
-                let before = record.tab.promised().and_then(|v| v.paid_through);
+                let before = record.tab.promised_through();
                 let absent = self.absent_periods(before, voucher.paid_through);
                 match next.tab.take_voucher(voucher.deal, &record.terms, deal.epoch, voucher, now, absent) {
                     // Another node of the client was faster, or it was signed beforehand: what it promises is known.

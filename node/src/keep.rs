@@ -9,58 +9,47 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use spare_market::standing::Place;
+use spare_market::standing::{Place, TRIES_MIN};
 use spare_proofs::tree::GROUP_BYTES;
 use tokio::time::{sleep, timeout};
 
 use crate::client::Client;
 use crate::deals::{Cell, DealError, HeadChange, Pay};
 use crate::frames::Notice;
+use crate::limits::bulk_timeout;
 use crate::meta::MetaError;
 use crate::peers::PeerError;
 use crate::unix_now_s;
 
 /// Deals that are looked after at once.
 const AT_ONCE: usize = 8;
+/// How often in a period it is looked whether something is due, where periods are short.
+const LOOKS_PER_PERIOD: u32 = 8;
 /// How often it is looked whether something is due, at most and at least.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// How often the log says that money is missing.
 const WARN_EVERY: Duration = Duration::from_secs(3600);
 /// How often deals of other nodes of this account are taken over, where this node does that.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(10);
-/// Longest time for an audit.
+/// Longest time for an audit, beyond what its bytes take on the slowest line there may be.
 const AUDIT_WITHIN: Duration = Duration::from_secs(30);
-/// Longest time for one deal's audit and voucher.
+/// Longest time for one deal's audit and voucher, where nothing is asked again.
 const ONE_DEAL: Duration = Duration::from_secs(90);
+/// What failed is asked again this often before it is a strike, at most.
+const ASKED_AGAIN_MAX: u32 = 48;
 
 /// Looks after all deals of this client, for as long as the node runs.
 pub async fn run(client: Arc<Client>) {
     let period = Duration::from_secs(client.deals.period_s().into());
-    let every = (period / 8).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
+    let every = (period / LOOKS_PER_PERIOD).clamp(LOOK_EVERY.0, LOOK_EVERY.1);
     let mut topped_up_at: Option<Instant> = None;
     let mut warned_at: Option<Instant> = None;
     tokio::spawn(take_over(client.clone()));
+    tokio::spawn(ask_again(client.clone(), every));
     loop {
         let cells = client.deals.cells();
-        futures::stream::iter(&cells)
-            .for_each_concurrent(AT_ONCE, async |cell| {
-                let (client, looked_after) = (client.clone(), cell.clone());
-                // A task of its own, so that whatever goes wrong with one deal leaves the others alone.
-                let looking = tokio::spawn(async move {
-                    let looking = timeout(ONE_DEAL, look_after(&client, &looked_after));
-                    looking.await.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))
-                });
-                match looking.await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        tracing::debug!(node = %cell.node, %error, "a deal could not be looked after")
-                    }
-                    Err(error) => {
-                        tracing::error!(node = %cell.node, %error, "looking after a deal ended abnormally")
-                    }
-                }
-            })
-            .await;
+        let is_failing = |cell: &&Arc<Cell>| client.peers.standings.of(&cell.node).contained().is_some();
+        look_after_all(&client, cells.iter().filter(|cell| !is_failing(cell))).await;
         if topped_up_at.is_none_or(|at| at.elapsed() >= every * 4) {
             topped_up_at = Some(Instant::now());
             match client.deals.top_up(&cells).await {
@@ -74,6 +63,46 @@ pub async fn run(client: Arc<Client>) {
         }
         sleep(every).await;
     }
+}
+
+/// Looks after the deals with providers that fail. Apart from the rest, which is not to wait for those that are silent.
+async fn ask_again(client: Arc<Client>, every: Duration) {
+    loop {
+        let cells = client.deals.cells();
+        let is_failing = |cell: &&Arc<Cell>| client.peers.standings.of(&cell.node).contained().is_some();
+        look_after_all(&client, cells.iter().filter(is_failing)).await;
+        sleep(every).await;
+    }
+}
+
+/// Looks after each of `cells` once.
+async fn look_after_all(client: &Arc<Client>, cells: impl Iterator<Item = &Arc<Cell>>) {
+    futures::stream::iter(cells)
+        .for_each_concurrent(AT_ONCE, async |cell| {
+            let (client, looked_after) = (client.clone(), cell.clone());
+            // A task of its own, so that whatever goes wrong with one deal leaves the others alone.
+            let looking = tokio::spawn(async move {
+                let standing = client.peers.standings.of(&looked_after.node);
+                let again = standing.contained().map_or(Duration::ZERO, |c| asking_takes(&c.place));
+                let looking = timeout(ONE_DEAL + again, look_after(&client, &looked_after));
+                looking.await.unwrap_or(Err(DealError::Peer(PeerError::Stalled)))
+            });
+            match looking.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(node = %cell.node, %error, "a deal could not be looked after")
+                }
+                Err(error) => {
+                    tracing::error!(node = %cell.node, %error, "looking after a deal ended abnormally")
+                }
+            }
+        })
+        .await;
+}
+
+/// The longest that reading `place` may take.
+fn asking_takes(place: &Place) -> Duration {
+    AUDIT_WITHIN.max(bulk_timeout(place.end - place.start))
 }
 
 /// Takes deals over, where this node does that. Apart from the rest, since providers may let it wait.
@@ -90,10 +119,21 @@ async fn look_after(client: &Arc<Client>, cell: &Arc<Cell>) -> Result<(), DealEr
     client.deals.wind_up(cell).await?;
     collect_evidence(client, cell).await;
     let period = client.deals.period();
+    let period_time = Duration::from_secs(client.deals.period_s().into());
     let is_due = {
-        let audit = cell.audit.lock().expect("no holder panics");
-        let is_failing = client.peers.standings.of(&cell.node).contained().is_some();
-        is_failing || audit.good_in.is_none_or(|good_in| good_in < period)
+        let mut audit = cell.audit.lock().expect("no holder panics");
+        if client.peers.standings.of(&cell.node).contained().is_some() {
+            let spacing = Duration::from_secs(client.peers.standings.spacing_s());
+            let every = (spacing / ASKED_AGAIN_MAX).min(period_time / LOOKS_PER_PERIOD);
+            let is_due = audit.asked_again_at.is_none_or(|at| at.elapsed() >= every);
+            if is_due {
+                audit.asked_again_at = Some(Instant::now());
+            }
+            is_due
+        } else {
+            audit.asked_again_at = None;
+            audit.good_in.is_none_or(|good_in| good_in < period)
+        }
     };
     if is_due && cell.head().is_some() && audit(client, cell, period).await {
         client.deals.pay(cell, Pay::All).await?;
@@ -140,10 +180,10 @@ async fn audit(client: &Arc<Client>, cell: &Arc<Cell>, period: u64) -> bool {
         Ok(Some(Place { root, shard_bytes, start, end })) => {
             let received = AtomicU64::new(0);
             let reading = client.deals.read(&cell.node, root, shard_bytes, start..end, &received);
-            match timeout(AUDIT_WITHIN, reading).await {
+            let place = Place { root, shard_bytes, start, end };
+            match timeout(asking_takes(&place), reading).await {
                 Ok(read) => read.is_ok(),
                 Err(_) => {
-                    let place = Place { root, shard_bytes, start, end };
                     client.deals.judge(cell, place, &Err(PeerError::Stalled));
                     false
                 }
@@ -158,7 +198,9 @@ async fn audit(client: &Arc<Client>, cell: &Arc<Cell>, period: u64) -> bool {
     // node itself is online.
     let now = client.deals.period().max(period);
     if client.peers.others_answer(&cell.node) {
-        (period..now + u64::from(!is_good)).for_each(|missed| cell.audited(missed, false));
+        // Of the period in which it was started it does not know what came before.
+        (period.max(client.deals.started_in() + 1)..now + u64::from(!is_good))
+            .for_each(|missed| cell.audited(missed, false));
     }
     if is_good {
         cell.audited(now, true);
@@ -201,13 +243,11 @@ async fn tell(client: &Client, cell: &Cell) {
     };
     let telling = client.peers.with_session(&cell.node, async |session| session.notice(notice).await);
     match timeout(AUDIT_WITHIN, telling).await {
-        // Who does not want to hear of it was told all the same.
         Ok(Ok(()) | Err(PeerError::Refused(_))) => standings.told(&cell.node),
-        Ok(Err(error)) => {
-            tracing::debug!(node = %cell.node, %error, "a provider could not be told of a failed audit")
+        // Who does not want to hear of it, though it was tried again and again, was told all the same.
+        _ if contained.tries > TRIES_MIN && client.peers.others_answer(&cell.node) => {
+            standings.told(&cell.node)
         }
-        Err(_) => {
-            tracing::debug!(node = %cell.node, "a provider does not listen to what is said of a failed audit")
-        }
+        _ => tracing::debug!(node = %cell.node, "a provider could not be told of a failed audit"),
     }
 }

@@ -228,6 +228,12 @@ impl Scrub {
                 Ok(blocking(move || Ok(volume.note_whole(&owner, &root)?)).await?)
             }
             Err(ShardError::Damaged(_) | ShardError::NotHere) => Ok(()),
+            // A disk that fails now may be there again in a moment, so nothing is held against the shard.
+            Err(ShardError::Io(error)) => {
+                tracing::error!(%owner, %root, %error, "a stored shard could not be read");
+                sleep(REST.0).await;
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -515,7 +515,7 @@ fn read_tree(file: &DirectReader, shard_bytes: u64, root: Root) -> Result<Tree, 
         return Tree::single(shard_bytes, root).map_err(|e| damaged(&e));
     }
     let len = shard_bytes.div_ceil(GROUP_BYTES as u64) as usize * 32;
-    let hashes = file.read(shard_bytes, len).map_err(|e| damaged(&e))?;
+    let hashes = file.read(shard_bytes, len).map_err(|e| rot::damaged(&e))?;
     let groups = hashes.as_ref().as_chunks::<32>().0.to_vec();
     let tree = Tree::from_groups(shard_bytes, groups).map_err(|e| damaged(&e))?;
     if tree.root() == root {

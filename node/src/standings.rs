@@ -8,16 +8,12 @@ use spare_market::standing::{Fault, Place, Standing};
 
 use crate::evidence::Evidence;
 use crate::frames::RefusalCode;
-use crate::limits::EVIDENCE_READ_MAX_BYTES;
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::peers::PeerError;
 use crate::unix_now_s;
 
 /// Most pieces of evidence that are kept.
 const EVIDENCE_KEPT_MAX: usize = 1024;
-/// Most bytes that are asked for again of a read that failed.
-const ASKED_AGAIN_MAX_BYTES: u64 = 64 * EVIDENCE_READ_MAX_BYTES;
-
 /// The standing of providers.
 pub struct Standings {
     meta: Arc<Meta>,
@@ -31,11 +27,8 @@ pub fn fault_of(error: &PeerError) -> Option<Fault> {
         PeerError::Refused(refusal) => match refusal.code {
             RefusalCode::NotHere | RefusalCode::Unavailable => Some(Fault::Lost),
             RefusalCode::Busy => Some(Fault::Silent),
-            // For this client to mend.
-            RefusalCode::PaymentDue
-            | RefusalCode::Unfunded
-            | RefusalCode::OtherNetwork
-            | RefusalCode::NoDeal => None,
+            // For this client to mend, before it is held against anybody.
+            RefusalCode::PaymentDue | RefusalCode::Unfunded => None,
             _ => Some(Fault::Refused),
         },
         PeerError::WrongBytes(_) | PeerError::SignedWrongBytes { .. } => Some(Fault::WrongBytes),
@@ -100,14 +93,14 @@ impl Standings {
     /// Notes that `place` was read from `node`.
     pub fn answered(&self, node: &PublicKey, place: &Place) {
         if self.of(node).contained().is_some() {
-            self.change(node, |standing| standing.answered(&short(*place)));
+            self.change(node, |standing| standing.answered(place));
         }
     }
 
     /// Notes that `place` could not be read from `node`. Returns whether that was a strike.
     pub fn failed(&self, node: &PublicKey, place: Place, fault: Fault, why: &str) -> bool {
-        let is_strike = self
-            .change(node, |standing| standing.failed(unix_now_s(), short(place), fault, why, self.spacing_s));
+        let is_strike =
+            self.change(node, |standing| standing.failed(unix_now_s(), place, fault, why, self.spacing_s));
         if is_strike {
             let strikes = self.of(node).strikes(unix_now_s()).count();
             tracing::warn!(%node, why, strikes, "a provider {}, again and again: a strike", fault.sentence());
@@ -145,9 +138,4 @@ impl Standings {
             .map(|(id, evidence)| (String::from_utf8_lossy(&id).into_owned(), evidence))
             .collect())
     }
-}
-
-/// What is asked for again of `place`: its beginning, if it is long.
-fn short(place: Place) -> Place {
-    Place { end: place.end.min(place.start + ASKED_AGAIN_MAX_BYTES), ..place }
 }

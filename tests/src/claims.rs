@@ -6,12 +6,13 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use spare_market::amount::{Amount, ReadPrice, StoragePrice};
 use spare_market::block::{Header, Ledger, Operator};
-use spare_market::claim::{CLAIM_DRAWS, Claimable, Claiming, Prover, claimable, draws, set_of};
+use spare_market::claim::{CLAIM_DRAWS, Claiming, Prover, draws, set_of};
 use spare_market::deal::{Deal, Terms, TermsV1};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::Scope;
 use spare_market::head::{AnchoredHead, HeadV1};
 use spare_market::keys::{PublicKey, SigningSecret};
+use spare_market::ledger::claimables;
 use spare_market::signed::Signed;
 use spare_market::state::{Delegate, Entry, Key, State, Totals};
 use spare_market::tx::{Action, Event, Tx};
@@ -156,9 +157,7 @@ pub fn print_costs() -> anyhow::Result<()> {
         let made = ledger.make(PERIOD_S.into(), vec![], &operator)?;
         ledger.take(made.next.context("a period begins with a block")?);
         let totals = ledger.state().totals();
-        let of_account = ledger.state().deals_of(&account);
-        let claimables: Vec<Claimable> =
-            of_account.filter_map(|(id, deal)| claimable(id, deal, &totals, PERIOD_S)).collect();
+        let claimables = claimables(ledger.state(), PERIOD_S, &provider.public());
         ensure!(claimables.len() == deals, "all deals can be claimed for");
         let drawn = draws(&totals.beacon(), &provider.public(), &claimables);
         let openings: Vec<SetOpening> =

@@ -4,11 +4,11 @@ use std::ops::RangeInclusive;
 
 use spare_proofs::opening::SetOpening;
 
-use super::{Context, Rules, give, put_account};
+use super::{Rules, give, put_account};
 use crate::amount::Amount;
 use crate::claim::{
     CHALLENGE_BOND, CHALLENGED_CLOSING_TICKS, CLAIM_COST_BPS, Challenge, Claimable, Claiming, Prover,
-    check_shown, claimable, claimed_ticks, draw_share, draws,
+    check_shown, claimable, claimed_ticks, draw_share, draws, weight,
 };
 use crate::deal::{Deal, DealId, Status};
 use crate::grant::Scope;
@@ -29,6 +29,7 @@ impl Rules<'_> {
         let mut provider = state.account(&deal.terms.provider);
         let short = Refused::Collateral { free: provider.free, needed: amount };
         provider.free = provider.free.checked_sub(amount).ok_or(short)?;
+        self.before_change(state, id, &mut deal);
         deal.collateral = deal.collateral.checked_add(amount).ok_or(Refused::Supply)?;
         put_account(state, deal.terms.provider, provider);
         put_deal(state, id, deal);
@@ -37,10 +38,7 @@ impl Rules<'_> {
 
     /// Periods before the running one are given up, unless a voucher is redeemed before.
     pub(super) fn start_claims(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
-        let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
-        if self.signer != deal.terms.node || !self.delegate.scopes.contains(&Scope::Provide) {
-            return Err(Refused::NotAParty);
-        }
+        let deal = self.own_deal(state, id)?;
         let tick = state.totals().ticks;
         if deal.claiming.is_some_and(|claiming| claiming.until_tick.is_none_or(|until| until >= tick)) {
             return Err(Refused::Claiming);
@@ -48,7 +46,14 @@ impl Rules<'_> {
         if deal.head.is_none_or(|head| head.head.bytes == 0) {
             return Err(Refused::NoHead);
         }
-        fall_silent(state, self.context, &self.signer);
+        // Each deal that is claimed for costs the ledger some work in each tick, so there has to be money in it.
+        if deal.collateral == Amount::ZERO {
+            return Err(Refused::NoCollateral);
+        }
+        if deal.escrow == Amount::ZERO {
+            return Err(Refused::EscrowEmpty);
+        }
+        fall_silent(state, self.context.genesis.period_s, &self.signer);
         let prover = state.prover(&self.signer).unwrap_or(Prover { last_tick: tick, silent_tick: None });
         put_prover(state, self.signer, prover);
         let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
@@ -57,6 +62,33 @@ impl Rules<'_> {
         deal.paid_through = deal.paid_through.max(self.context.period.checked_sub(1));
         put_deal(state, id, deal);
         Ok(Event::ClaimsStarted { deal: id })
+    }
+
+    /// The deal, of which the signer has to be the provider's node.
+    fn own_deal(&self, state: &Draft<'_>, id: DealId) -> Result<Deal, Refused> {
+        let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
+        let is_own = self.signer == deal.terms.node && self.delegate.scopes.contains(&Scope::Provide);
+        if is_own { Ok(deal) } else { Err(Refused::NotAParty) }
+    }
+
+    /// The running tick's draws include the deal yet.
+    pub(super) fn end_claims(&self, state: &mut Draft<'_>, id: DealId) -> Result<Event, Refused> {
+        let mut deal = self.own_deal(state, id)?;
+        let claiming = deal.claiming.as_mut().filter(|claiming| claiming.is_on());
+        claiming.ok_or(Refused::NothingToClaim)?.until_tick = Some(state.totals().ticks);
+        put_deal(state, id, deal);
+        Ok(Event::ClaimsEnded { deal: id })
+    }
+
+    /// Settles what happened to a deal in earlier ticks, and keeps how it stood when this one began. To be called when all is checked, before anything of
+    /// its stake changes.
+    pub(super) fn before_change(&self, state: &mut Draft<'_>, id: DealId, deal: &mut Deal) {
+        if deal.claiming.is_some() {
+            fall_silent(state, self.context.genesis.period_s, &deal.terms.node);
+            let settled = state.deal(&id).expect("nothing removes it");
+            (deal.collateral, deal.prior) = (settled.collateral, settled.prior);
+        }
+        deal.keep_stake(state.totals().ticks);
     }
 
     pub(super) fn claim(
@@ -71,15 +103,14 @@ impl Rules<'_> {
         if tick != totals.ticks || prover.last_tick >= totals.ticks {
             return Err(Refused::ClaimTick { expected: totals.ticks.max(prover.last_tick + 1), got: tick });
         }
-        let claimables = claimables(state, self.context, self.delegate.account, &self.signer);
-        // Where nothing is left to be paid it is shown all the same, until the deal is closed.
+        let claimables = claimables(state, self.context.genesis.period_s, &self.signer);
         if claimables.is_empty() {
             return Err(Refused::NothingToClaim);
         }
         let drawn = draws(&totals.beacon(), &self.signer, &claimables);
         let drawn = drawn.iter().map(|drawn| (&claimables[drawn.index].head.head, drawn.position));
         check_shown(drawn, openings)?;
-        fall_silent(state, self.context, &self.signer);
+        fall_silent(state, self.context.genesis.period_s, &self.signer);
         let silent_tick = state.prover(&self.signer).and_then(|prover| prover.silent_tick);
         put_prover(state, self.signer, Prover { last_tick: totals.ticks, silent_tick });
         let (mut amount, mut fee) = (Amount::ZERO, Amount::ZERO);
@@ -94,15 +125,22 @@ impl Rules<'_> {
     /// Pays a claim under one deal. Returns what left the escrow, and what the market kept of it.
     fn pay_claim(&self, state: &mut Draft<'_>, claimable: &Claimable) -> Result<(Amount, Amount), Refused> {
         let mut deal = state.deal(&claimable.deal).cloned().ok_or(Refused::NoSuchDeal)?;
+        deal.keep_stake(state.totals().ticks);
         let cost = claimable.amount.share(CLAIM_COST_BPS);
+        // What a voucher pays for is not claimed, but claiming costs as much, else money that goes round in a circle would weigh for nothing.
+        let of_provider = Amount(2 * claimable.amount.max(claimable.weight).share(CLAIM_COST_BPS).0 - cost.0);
         // Bounded by the escrow, and sums of what was issued.
         let amount = claimable.amount.checked_add(cost).ok_or(Refused::Supply)?;
         deal.escrow = deal.escrow.checked_sub(amount).ok_or(Refused::EscrowEmpty)?;
         deal.paid = deal.paid.checked_add(amount).ok_or(Refused::Supply)?;
         let share = deal.paid.share(self.context.genesis.fee_bps).saturating_sub(deal.fee);
         deal.fee = deal.fee.checked_add(share).ok_or(Refused::Supply)?;
-        let kept = share.checked_add(Amount(2 * cost.0)).ok_or(Refused::Supply)?.min(amount);
-        let net = amount.saturating_sub(kept);
+        let due =
+            share.checked_add(cost).and_then(|sum| sum.checked_add(of_provider)).ok_or(Refused::Supply)?;
+        let of_pledge = due.saturating_sub(amount).min(deal.collateral);
+        deal.collateral = deal.collateral.saturating_sub(of_pledge);
+        let net = amount.saturating_sub(due);
+        let kept = amount.saturating_sub(net).checked_add(of_pledge).ok_or(Refused::Supply)?;
         deal.paid_through = self.context.period.checked_sub(1);
         let mut totals = state.totals();
         totals.fees = totals.fees.checked_add(kept).ok_or(Refused::Supply)?;
@@ -120,12 +158,12 @@ impl Rules<'_> {
     }
 
     pub(super) fn lapse(&self, state: &mut Draft<'_>, node: &PublicKey) -> Result<Event, Refused> {
-        let was_silent =
-            |silence: &Silence| silence.prover.silent_tick > state.prover(node).and_then(|p| p.silent_tick);
-        if !silence(state, node).as_ref().is_some_and(was_silent) {
+        let known = state.prover(node).ok_or(Refused::NotDue)?;
+        let was_silent = |settled: &Settled| settled.prover.silent_tick > known.silent_tick;
+        if !settled(state, self.context.genesis.period_s, node).as_ref().is_some_and(was_silent) {
             return Err(Refused::NotDue);
         }
-        let burned = fall_silent(state, self.context, node);
+        let burned = fall_silent(state, self.context.genesis.period_s, node);
         Ok(Event::Silent { node: *node, burned })
     }
 
@@ -153,7 +191,7 @@ impl Rules<'_> {
         put_account(state, challenger, account);
         state.put(Key::Delegate(self.signer), Entry::Delegate(delegate));
         put_deal(state, id, deal);
-        let challenge = Challenge { head, made_tick: tick, bond: CHALLENGE_BOND };
+        let challenge = Challenge { head, made_tick: tick, bond: CHALLENGE_BOND, moved: 0 };
         state.put(Key::Challenge(id, challenger), Entry::Challenge(challenge));
         Ok(Event::Challenged { deal: id, challenger })
     }
@@ -169,7 +207,7 @@ impl Rules<'_> {
         let deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         self.party(&deal)?;
         if challenge.is_superseded(&deal) {
-            return Ok(end_challenge(state, id, deal, challenger, Amount::ZERO));
+            return Ok(move_on(state, id, deal, challenger, challenge));
         }
         let totals = state.totals();
         if challenge.is_over(totals.ticks) {
@@ -189,12 +227,17 @@ impl Rules<'_> {
         let challenge = *state.challenge(id, challenger).ok_or(Refused::NoSuchChallenge)?;
         let mut deal = state.deal(&id).cloned().ok_or(Refused::NoSuchDeal)?;
         if challenge.is_superseded(&deal) {
-            return Ok(end_challenge(state, id, deal, challenger, Amount::ZERO));
+            return Ok(move_on(state, id, deal, challenger, challenge));
         }
-        if !challenge.is_over(state.totals().ticks) {
+        let tick = state.totals().ticks;
+        if !challenge.is_over(tick) {
             return Err(Refused::NotDue);
         }
-        let penalty = challenge.penalty(deal.collateral, self.context.genesis.period_s);
+        self.before_change(state, id, &mut deal);
+        let penalty = challenge.penalty(&deal, self.context.genesis.period_s);
+        if penalty > Amount::ZERO {
+            deal.penalized_tick = Some(tick);
+        }
         let award = Amount(penalty.0 / 2);
         deal.collateral = deal.collateral.saturating_sub(penalty);
         let client = deal.terms.client;
@@ -202,6 +245,25 @@ impl Rules<'_> {
         give(state, challenger, award);
         give(state, client, penalty.saturating_sub(award));
         Ok(Event::Forfeited { deal: id, challenger, penalty, award })
+    }
+}
+
+/// Has a challenge ask about the head that `deal` has now, from the next tick on. One over nothing has nothing to show.
+fn move_on(
+    state: &mut Draft<'_>,
+    id: DealId,
+    deal: Deal,
+    challenger: PublicKey,
+    challenge: Challenge,
+) -> Event {
+    match deal.head.filter(|head| head.head.bytes > 0) {
+        None => end_challenge(state, id, deal, challenger, Amount::ZERO),
+        Some(head) => {
+            let (made_tick, moved) = (state.totals().ticks, challenge.moved + 1);
+            let challenge = Challenge { head, made_tick, moved, ..challenge };
+            state.put(Key::Challenge(id, challenger), Entry::Challenge(challenge));
+            Event::Challenged { deal: id, challenger }
+        }
     }
 }
 
@@ -228,73 +290,73 @@ fn end_challenge(
     Event::Answered { deal: id, challenger, lost }
 }
 
-/// Ticks before the running one in which a node did not claim, though deals took part.
-struct Silence {
-    account: PublicKey,
+/// Ticks in which a deal was to be claimed for, and what it was drawn by.
+type Span = (RangeInclusive<u64>, Amount);
+
+/// A node that claims, when all ticks before the running one are settled in which it did not.
+struct Settled {
     prover: Prover,
-    /// For each deal that was claimed for, in which of those ticks.
-    deals: Vec<(DealId, Deal, RangeInclusive<u64>)>,
-    /// The first tick that burns, if any does.
-    burning: Option<u64>,
+    /// The deals that it claims or claimed for, in order of id.
+    deals: Vec<(DealId, Deal)>,
+    /// What its silence has burned of them.
+    burned: Amount,
 }
 
-/// What of `node` is not dealt with yet, if anything.
-fn silence(state: &Draft<'_>, node: &PublicKey) -> Option<Silence> {
+/// What the ticks before the running one come to for `node`, if it claims. The first silent one in a while is free; each further one burns a draw's share of
+/// each deal, of its collateral.
+fn settled(state: &Draft<'_>, period_s: u32, node: &PublicKey) -> Option<Settled> {
     let mut prover = state.prover(node)?;
     let account = state.delegate(node)?.account;
     let due = prover.last_tick + 1..=state.totals().ticks.saturating_sub(1);
+    let mut deals = claimed_deals(state, account, node);
     if due.is_empty() {
-        return None;
+        return Some(Settled { prover, deals, burned: Amount::ZERO });
     }
     prover.last_tick = *due.end();
-    let silent = |deal: &Deal| {
-        let claimed = claimed_ticks(deal);
-        (*claimed.start()).max(*due.start())..=(*claimed.end()).min(*due.end())
-    };
-    let deals = claimed_deals(state, account, node).into_iter();
-    let deals: Vec<_> =
-        deals.map(|(id, deal)| (id, silent(&deal), deal)).map(|(id, span, deal)| (id, deal, span)).collect();
-    let spans = || deals.iter().map(|(_, _, span)| span).filter(|span| !span.is_empty());
-    let first = spans().map(|span| *span.start()).min();
-    let last = spans().map(|span| *span.end()).max();
+    let spans = deals.iter().map(|(_, deal)| silent_spans(deal, &due, period_s));
+    let spans: Vec<Vec<Span>> = spans.collect();
+    let first = spans.iter().flatten().map(|(span, _)| *span.start()).min();
+    let last = spans.iter().flatten().map(|(span, _)| *span.end()).max();
     let burning = first.zip(last).and_then(|(first, last)| prover.fall_silent(first, last));
-    Some(Silence { account, prover, deals, burning })
+    let mut burned = Amount::ZERO;
+    if let Some(burning) = burning {
+        for ((_, deal), spans) in deals.iter_mut().zip(spans) {
+            let due = spans.iter().map(|(span, weight)| {
+                let ticks = (*span.end() + 1).saturating_sub((*span.start()).max(burning));
+                draw_share(*weight).0.saturating_mul(ticks.into())
+            });
+            // It belongs to ticks that are over: the running one began with what is left.
+            let taken = Amount(due.fold(0, u128::saturating_add)).min(deal.collateral);
+            deal.collateral = deal.collateral.saturating_sub(taken);
+            burned = Amount(burned.0 + taken.0);
+        }
+    }
+    Some(Settled { prover, deals, burned })
+}
+
+/// The ticks among `due` in which `deal` was to be claimed for, and what it was drawn by in them. Its stake last changed in the first of them, if
+/// in any: whatever changes a stake settles earlier ticks before.
+fn silent_spans(deal: &Deal, due: &RangeInclusive<u64>, period_s: u32) -> Vec<Span> {
+    let claimed = claimed_ticks(deal);
+    let (start, end) = ((*claimed.start()).max(*due.start()), (*claimed.end()).min(*due.end()));
+    let changed = deal.prior.0;
+    let spans = [
+        (start..=end.min(changed), weight(&deal.prior.1, period_s)),
+        (start.max(changed.saturating_add(1))..=end, weight(&deal.stake(), period_s)),
+    ];
+    spans.into_iter().filter(|(span, weight)| !span.is_empty() && *weight > Amount::ZERO).collect()
 }
 
 /// Has all ticks before the running one in which `node` did not claim on record, and burns what they cost. Returns how much.
-pub(super) fn fall_silent(state: &mut Draft<'_>, context: &Context<'_>, node: &PublicKey) -> Amount {
-    let Some(Silence { account, prover, deals, burning }) = silence(state, node) else { return Amount::ZERO };
-    let tick = state.totals().ticks;
+pub(super) fn fall_silent(state: &mut Draft<'_>, period_s: u32, node: &PublicKey) -> Amount {
+    let Some(Settled { prover, deals, burned }) = settled(state, period_s, node) else { return Amount::ZERO };
     put_prover(state, *node, prover);
-    let Some(burning) = burning else { return Amount::ZERO };
-    let (mut owed, mut burned) = (Amount::ZERO, Amount::ZERO);
-    for (id, mut deal, span) in deals {
-        let ticks = (*span.end() + 1).saturating_sub((*span.start()).max(burning));
-        // As of now, which is as it was, unless heads came since.
-        let rate =
-            deal.head_before(tick).map_or(Amount::ZERO, |h| h.head.rate(context.genesis.period_s).floor());
-        let share = Amount(draw_share(rate).0.saturating_mul(ticks.into()));
-        let taken = share.min(deal.collateral);
-        deal.collateral = deal.collateral.saturating_sub(taken);
-        owed = Amount(owed.0.saturating_add(share.saturating_sub(taken).0));
-        burned = Amount(burned.0 + taken.0);
-        put_deal(state, id, deal);
+    if burned > Amount::ZERO {
+        deals.into_iter().for_each(|(id, deal)| put_deal(state, id, deal));
+        let mut totals = state.totals();
+        totals.burned = totals.burned.checked_add(burned).expect("no more than was issued");
+        state.put(Key::Totals, Entry::Totals(totals));
     }
-    // What a deal's collateral does not have comes from the others', and then from what is free: a pledge that was moved away saves nothing.
-    for (id, mut deal) in claimed_deals(state, account, node) {
-        let taken = owed.min(deal.collateral);
-        deal.collateral = deal.collateral.saturating_sub(taken);
-        (owed, burned) = (owed.saturating_sub(taken), Amount(burned.0 + taken.0));
-        put_deal(state, id, deal);
-    }
-    let mut provider = state.account(&account);
-    let taken = owed.min(provider.free);
-    provider.free = provider.free.saturating_sub(taken);
-    put_account(state, account, provider);
-    burned = Amount(burned.0 + taken.0);
-    let mut totals = state.totals();
-    totals.burned = totals.burned.checked_add(burned).expect("no more than was issued");
-    state.put(Key::Totals, Entry::Totals(totals));
     burned
 }
 
@@ -306,15 +368,10 @@ fn claimed_deals(state: &Draft<'_>, account: PublicKey, node: &PublicKey) -> Vec
 }
 
 /// What `node` can claim in the running tick, in order of deal id.
-fn claimables(
-    state: &Draft<'_>,
-    context: &Context<'_>,
-    account: PublicKey,
-    node: &PublicKey,
-) -> Vec<Claimable> {
+pub(super) fn claimables(state: &Draft<'_>, period_s: u32, node: &PublicKey) -> Vec<Claimable> {
     let totals = state.totals();
-    let of_node = state.deals_of(&account).into_iter().filter(|(_, deal)| deal.terms.node == *node);
-    of_node.filter_map(|(id, deal)| claimable(id, deal, &totals, context.genesis.period_s)).collect()
+    let deals = settled(state, period_s, node).map(|settled| settled.deals).unwrap_or_default();
+    deals.iter().filter_map(|(id, deal)| claimable(*id, deal, &totals, period_s)).collect()
 }
 
 fn put_deal(state: &mut Draft<'_>, id: DealId, deal: Deal) {

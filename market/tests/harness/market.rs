@@ -167,16 +167,27 @@ impl Market {
     }
 
     pub(crate) fn voucher(&self, deal: DealId, paid_through: u64, total: u128) -> SignedBytes {
+        self.voucher_of(&self.client, deal, 0, paid_through, total)
+    }
+
+    pub(crate) fn voucher_of(
+        &self,
+        client: &Party,
+        deal: DealId,
+        epoch: u32,
+        paid_through: u64,
+        total: u128,
+    ) -> SignedBytes {
         let voucher = VoucherV1 {
             deal,
-            epoch: 0,
+            epoch,
             paid_through: Some(paid_through),
             read_bytes: 0,
             jobs: Amount::ZERO,
             skipped: StorageDue::ZERO,
             total: Amount(total),
         };
-        self.signed(Voucher::V1(voucher), &self.client.node)
+        self.signed(Voucher::V1(voucher), &client.node)
     }
 
     pub(crate) fn redeem(&mut self, voucher: SignedBytes) -> Result<Event, Refused> {

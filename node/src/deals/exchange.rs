@@ -90,6 +90,8 @@ impl Deals {
             }
             crash::point("client before proposal");
             if let Err(error) = self.meta.commit(&batch) {
+                // What may not last must not be sent, now or later.
+                proposed.iter().for_each(|(cell, ..)| cell.lock().proposal = None);
                 failures.push((self.account, error.into()));
                 return failures;
             }

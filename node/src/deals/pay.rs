@@ -81,7 +81,15 @@ impl Deals {
             let _counting = count();
             result = self.peers.read(node, root, shard_bytes, range, received).await;
         }
-        self.judge(cell, place, &result);
+        match &result {
+            // It was paid, or there is money, and it refuses all the same.
+            Err(PeerError::Refused(refusal))
+                if goes_on && matches!(refusal.code, RefusalCode::PaymentDue | RefusalCode::Unfunded) =>
+            {
+                self.peers.standings.failed(&cell.node, place, Fault::Refused, &refusal.detail);
+            }
+            result => self.judge(cell, place, result),
+        }
         let on_tab = cell.lock().tab.unpaid_read_bytes();
         let unpaid = cell.read_bytes.load(Ordering::Relaxed).saturating_add(on_tab);
         if unpaid >= PAY_READS_BYTES && cell.turn.try_lock().is_ok() {
@@ -96,7 +104,7 @@ impl Deals {
     }
 
     /// Has what came of a read held for or against its provider. A read is a read, whatever it was for.
-    pub(crate) fn judge(&self, cell: &Cell, place: Place, result: &Result<Vec<u8>, PeerError>) {
+    pub(crate) fn judge(&self, cell: &Cell, mut place: Place, result: &Result<Vec<u8>, PeerError>) {
         let standings = &self.peers.standings;
         let error = match result {
             Ok(_) => return standings.answered(&cell.node, &place),
@@ -116,8 +124,9 @@ impl Deals {
         }
         if let PeerError::WrongBytes(VerifyError::WrongGroup { offset }) = error {
             let end = (offset + GROUP_BYTES as u64).min(place.shard_bytes);
-            let suspect = Place { start: *offset, end, ..place };
-            cell.audit.lock().expect("no holder panics").suspect = Some(suspect);
+            // Of a long read this alone is asked for again: if it is wrong once more, and signed, that is evidence.
+            place = Place { start: *offset, end, ..place };
+            cell.audit.lock().expect("no holder panics").suspect = Some(place);
         }
         // Of a line that is down nobody else is to blame.
         let Some(fault) = fault_of(error) else { return };
@@ -207,7 +216,7 @@ impl Deals {
         };
         if what == Pay::All {
             // What was not shown while it was asked for is not paid, once.
-            let promised = next.tab.promised_through();
+            let promised = next.tab.promised_through().max(next.presigned_through);
             let (over, running) = next.failed_in.iter().partition(|failed| **failed < before);
             next.failed_in = running;
             let over: Vec<u64> = over;
@@ -216,7 +225,12 @@ impl Deals {
                 let _ = next.tab.skip(failed);
             }
         }
-        if let Some(voucher) = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)? {
+        let mut owed = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before)?;
+        let is_claimed = deal.claiming.is_some_and(|claiming| claiming.is_on());
+        if owed.is_none() && what == Pay::All && is_claimed && next.is_delivered {
+            owed = next.tab.sign_of_life(cell.id, &next.terms, deal.epoch, before)?;
+        }
+        if let Some(voucher) = owed {
             next.tab.promise(voucher);
             next.voucher = Some(sign(voucher));
             next.is_delivered = false;
@@ -227,6 +241,8 @@ impl Deals {
             let ahead = if what == Pay::All { self.presign_periods as u64 } else { 0 };
             for ahead in 1..=ahead {
                 let voucher = next.tab.next_voucher(cell.id, &next.terms, deal.epoch, before + ahead)?;
+                next.presigned_through =
+                    next.presigned_through.max(voucher.and_then(|voucher| voucher.paid_through));
                 vouchers.extend(voucher.map(sign));
             }
             crash::point("client before voucher");

@@ -14,10 +14,11 @@ use std::ops::ControlFlow;
 
 use spare_market::amount::{Amount, StoragePrice};
 use spare_market::block::Ledger;
-use spare_market::claim::{CLAIM_DRAWS, Claimable, claimable, draw_share, draws};
+use spare_market::claim::{CLAIM_DRAWS, draw_share, draws};
 use spare_market::deal::{Deal, DealId};
 use spare_market::head::AnchoredHead;
 use spare_market::keys::PublicKey;
+use spare_market::ledger::claimables;
 use spare_market::state::Totals;
 use spare_market::tx::Action;
 use spare_proofs::draw::positions;
@@ -34,12 +35,14 @@ use crate::unix_now_s;
 
 /// Draws whose burning the collateral is filled up to when claims begin, as far as there is money.
 const PLEDGED_SHARES: u128 = 2 * CLAIM_DRAWS as u128;
-/// Times in a period that it is tried to start claims: each step of it waits for the one before to be on the ledger.
+/// Times in a period that it is tried to start claims: each step of it waits for the one before to be on the ledger, half of these times.
 const CLAIM_TRIES_MAX: u32 = 8;
 /// Most sets of a deal's heads that are kept beside the newest one's.
 const ANCHORED_MAX: usize = 6;
-/// Periods in a row for which a voucher has to come in time before claims end: who signs now and then is claimed from on.
+/// Periods in a row for which a voucher has to come in time before claims end: who signs now and then is claimed from on. Twice as many each time
+/// that claims had to begin again, [`KEPT_UP_DOUBLINGS_MAX`] times at most.
 const KEPT_UP_PERIODS: u64 = 3;
+const KEPT_UP_DOUBLINGS_MAX: u32 = 8;
 /// Where the last period in which this node ran is noted.
 const RUNNING_KEY: &[u8] = b"ran in period";
 /// Where the periods are noted in which it did not.
@@ -107,13 +110,18 @@ impl Record {
 
     /// Whether vouchers come in time again, so that claims can end.
     pub(super) fn keeps_up(&self) -> bool {
-        self.kept_up.1 >= KEPT_UP_PERIODS && !self.tab.has_doubts(self.kept_up.0)
+        let begun_again = self.tab.epoch().saturating_sub(1).min(KEPT_UP_DOUBLINGS_MAX);
+        self.kept_up.1 >= KEPT_UP_PERIODS << begun_again && !self.tab.has_doubts(self.kept_up.0)
     }
 
     /// Goes on from what the ledger settled by claims. Returns whether that changed anything.
     pub(super) fn follow(&mut self, deal: &Deal) -> bool {
         let before = self.tab.clone();
         self.tab.follow(deal);
+        if self.tab.epoch() != before.epoch() {
+            // Whoever paid well before has to begin anew.
+            self.kept_up = (0, 0);
+        }
         if self.tab.promised().is_none() {
             self.voucher = None;
         }
@@ -310,7 +318,8 @@ impl Earner {
         if record.tab.is_ahead_of(deal) {
             actions.extend(record.head.clone().map(|head| Action::Anchor { head }));
         }
-        if actions.is_empty() {
+        // A client that signs another little thing each time does not put it off.
+        if actions.is_empty() || record.tried_claims.1 > CLAIM_TRIES_MAX / 2 {
             tracing::info!(deal = %id, unpaid_periods = unpaid, "no voucher came: claims on the ledger begin");
             actions.push(Action::StartClaims { deal: id });
         }
@@ -337,9 +346,7 @@ impl Earner {
             let state = l.state();
             let totals = state.totals();
             let is_due = state.prover(&node).is_some_and(|prover| prover.last_tick < totals.ticks);
-            let deals = state.deals_of(&self.account).filter(|(_, deal)| is_due && deal.terms.node == node);
-            let claimables: Vec<Claimable> =
-                deals.filter_map(|(id, deal)| claimable(id, deal, &totals, self.period_s())).collect();
+            let claimables = if is_due { claimables(state, self.period_s(), &node) } else { Vec::new() };
             (totals, claimables)
         })?;
         if claimables.is_empty() || !self.is_worth_trying(&totals) {

@@ -66,16 +66,9 @@ impl Earner {
         self.note_running()?;
         let mut actions = Vec::new();
         for (id, cell) in self.all() {
-            match self.on_ledger(id)? {
-                Some(deal) => {
-                    let mut record = cell.lock();
-                    record.follow(&deal);
-                    self.take_due(id, &deal, &mut record)?;
-                    actions.extend(self.due_actions(id, &deal, &mut record)?);
-                    drop(record);
-                    actions.extend(self.answers(id, &deal)?);
-                }
-                None => self.end(id, &cell)?,
+            // Whatever is wrong with one deal leaves the others alone.
+            if let Err(error) = self.look_at(id, &cell, &mut actions) {
+                tracing::error!(deal = %id, %error, "a deal could not be looked after");
             }
         }
         actions.extend(self.claim()?);
@@ -87,6 +80,17 @@ impl Earner {
             }
         }
         Ok(actions)
+    }
+
+    /// Adds what is to be told to the ledger of one deal.
+    fn look_at(&self, id: DealId, cell: &Cell, actions: &mut Vec<Action>) -> Result<(), EarnError> {
+        let Some(deal) = self.on_ledger(id)? else { return self.end(id, cell) };
+        actions.extend(self.answers(id, &deal)?);
+        let mut record = cell.lock();
+        record.follow(&deal);
+        self.take_due(id, &deal, &mut record)?;
+        actions.extend(self.due_actions(id, &deal, &mut record)?);
+        Ok(())
     }
 
     /// Takes up deals on the ledger whose clients never asked for anything, so that they are closed some day and give back what is pledged.
@@ -123,7 +127,7 @@ impl Earner {
         }
         for raw in due {
             let taken = parse(&raw).map(|v| {
-                let before = record.tab.promised().and_then(|v| v.paid_through);
+                let before = record.tab.promised_through();
                 let absent = self.absent_periods(before, v.paid_through);
                 record.tab.take_voucher(id, &record.terms, deal.epoch, v, now, absent)
             });
@@ -151,13 +155,17 @@ impl Earner {
         let open = unpaid(record, deal);
         let is_large = open.0 > deal.escrow.0 / 2;
         let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;
-        // A voucher ends claims.
+        // What was promised is paid before claims end, and then is not lost if they begin again.
         let is_back = deal.claiming.is_some_and(|claiming| claiming.is_on()) && record.keeps_up();
         let is_due = is_large || is_old || is_dry || is_closing || is_back;
         if open > Amount::ZERO && deal.escrow > Amount::ZERO && is_due {
             actions.extend(record.voucher.clone().map(|voucher| Action::Redeem { voucher }));
             record.redeemed_in = now;
             self.meta.note(Batch::default().put(Table::Deals, &record_key(id), record))?;
+        }
+        if is_back {
+            tracing::info!(deal = %id, "vouchers come in time again: claims on the ledger end");
+            actions.push(Action::EndClaims { deal: id });
         }
         let is_to_be_anchored = self.look_at_anchored(id, deal, record)?;
         let newer = record.head.clone().filter(|_| record.tab.is_ahead_of(deal));

@@ -60,7 +60,7 @@ impl Volume {
             Err(_) if !self.meta.has(Table::Shards, &shard_key(owner, root))? => {
                 return Err(ShardError::NotHere);
             }
-            opened => opened.map_err(|e| ShardError::Damaged(e.to_string())),
+            opened => opened.map_err(|e| damaged(&e)),
         };
         let read = opened.and_then(|file| Ok((super::read_tree(&file, shard_bytes, *root)?, file)));
         let (tree, file) = read.inspect_err(|error| self.note_if_rot(owner, root, &record, error))?;
@@ -175,7 +175,11 @@ impl Volume {
     }
 }
 
-/// What an error of reading an open file says about the shard: the file is what it is, so any of them is damage.
+/// What an error of opening or reading a shard's file says about the shard: one that is missing or too short is damaged. Any other is the disk's, which may
+/// be there again in a moment.
 pub(super) fn damaged(error: &io::Error) -> ShardError {
-    ShardError::Damaged(error.to_string())
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => ShardError::Damaged(error.to_string()),
+        kind => ShardError::Io(io::Error::new(kind, error.to_string())),
+    }
 }

@@ -19,10 +19,10 @@ const MUTANTS: &[Mutant] = &[
         "claims are begun once, and not anew in the tick in which they ended",
     ),
     (
-        "ledger.rs",
-        "            claiming.until_tick = Some(state.totals().ticks);\n",
-        "            let _ = claiming;\n",
-        "a voucher ends claims",
+        "ledger/claims.rs",
+        "?.until_tick = Some(state.totals().ticks);",
+        "?.until_tick = Some(state.totals().ticks - 1);",
+        "a tick's draws include what is ended in it",
     ),
     (
         "ledger.rs",
@@ -42,12 +42,101 @@ const MUTANTS: &[Mutant] = &[
         "    claiming.since_tick.saturating_add(1)..=until",
         "a deal that can be settled is not drawn",
     ),
-    ("claim.rs", "deal.head_before(totals.ticks))?;", "deal.head)?;", "heads come before the beacon"),
     (
         "claim.rs",
-        "let index = ends.partition_point(|end| *end <= rate);",
-        "let index = (rate % claimables.len() as u128) as usize;",
-        "deals are drawn by rate",
+        "let stake = deal.stake_before(totals.ticks);",
+        "let stake = deal.stake();",
+        "what is drawn is settled before the beacon",
+    ),
+    (
+        "claim.rs",
+        "let index = ends.partition_point(|end| *end <= at);",
+        "let index = (at % claimables.len() as u128) as usize;",
+        "deals are drawn by weight",
+    ),
+    (
+        "claim.rs",
+        "rate.min(funded(stake.escrow)).min(pledged(stake.collateral))",
+        "rate.min(funded(stake.escrow))",
+        "a deal weighs what its collateral can lose",
+    ),
+    (
+        "claim.rs",
+        "rate.min(funded(stake.escrow)).min(pledged(stake.collateral))",
+        "rate.min(pledged(stake.collateral))",
+        "a deal weighs what its escrow can pay",
+    ),
+    (
+        "claim.rs",
+        "self.moved < MOVES_MAX && !self",
+        "!self",
+        "a challenge does not go over to newer heads for ever",
+    ),
+    (
+        "claim.rs",
+        "!self.is_over(deal.anchored_tick) && ",
+        "",
+        "a head that comes too late saves from no challenge",
+    ),
+    (
+        "claim.rs",
+        " && set_of(&head.head) != set_of(&self.head.head)",
+        "",
+        "a head over the same set saves from no challenge",
+    ),
+    (
+        "claim.rs",
+        "if deal.penalized_tick.is_some_and(|penalized| self.made_tick <= penalized) {",
+        "if false {",
+        "one outage costs one penalty",
+    ),
+    (
+        "deal.rs",
+        "        if self.prior.0 < tick {\n            self.prior",
+        "        {\n            self.prior",
+        "the stake that is kept is that of the tick's begin",
+    ),
+    (
+        "ledger.rs",
+        "context.period > totals.period && !is_late {",
+        "context.period > totals.period {",
+        "a tick has time for claims",
+    ),
+    (
+        "ledger/claims.rs",
+        "            fall_silent(state, self.context.genesis.period_s, &deal.terms.node);\n            let settled",
+        "            let settled",
+        "silence is settled before what it goes by changes",
+    ),
+    (
+        "ledger/claims.rs",
+        " && *weight > Amount::ZERO)",
+        ")",
+        "a deal that weighs nothing makes nobody silent",
+    ),
+    (
+        "ledger/claims.rs",
+        "            deal.collateral = deal.collateral.saturating_sub(taken);\n            burned",
+        "            burned",
+        "silence burns collateral",
+    ),
+    (
+        "ledger/claims.rs",
+        "2 * claimable.amount.max(claimable.weight).share(",
+        "2 * claimable.amount.share(",
+        "what weighs costs, whoever pays for it",
+    ),
+    (
+        "tab.rs",
+        "if voucher.skipped.saturating_sub(self.base.skipped) > unpaid {",
+        "if false {",
+        "nothing is left out that is paid",
+    ),
+    (
+        "tab.rs",
+        "            self.doubt(next, given_up);\n",
+        "            let _ = given_up;\n",
+        "what is given up makes doubts",
     ),
     (
         "claim.rs",
@@ -57,27 +146,21 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "claim.rs",
-        "let amount = due.min(funded).min(pledged);",
-        "let amount = due.min(funded);",
+        "let amount = due.min(funded(deal.escrow)).min(pledged(stake.collateral));",
+        "let amount = due.min(funded(deal.escrow));",
         "a claim has collateral behind it",
     ),
     (
         "claim.rs",
-        "let amount = due.min(funded).min(pledged);",
-        "let amount = due.min(pledged);",
+        "let amount = due.min(funded(deal.escrow)).min(pledged(stake.collateral));",
+        "let amount = due.min(pledged(stake.collateral));",
         "a claim is paid of the escrow",
     ),
     (
         "ledger/claims.rs",
-        "        (*claimed.start()).max(*due.start())..=(*claimed.end()).min(*due.end())",
-        "        *due.start()..=*due.end()",
+        "    let (start, end) = ((*claimed.start()).max(*due.start()), (*claimed.end()).min(*due.end()));",
+        "    let (start, end) = (*due.start(), (*due.end()).max(0 * *claimed.end()));",
         "silence counts for who took part",
-    ),
-    (
-        "ledger/claims.rs",
-        "    let taken = owed.min(provider.free);",
-        "    let taken = Amount::ZERO;",
-        "a pledge that is moved away saves nothing",
     ),
     (
         "ledger/claims.rs",
@@ -112,8 +195,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "ledger/claims.rs",
-        "if self.signer != deal.terms.node || !",
-        "if !",
+        "self.signer == deal.terms.node && self",
+        "self",
         "claims are begun by the provider",
     ),
     (
@@ -131,8 +214,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "ledger/claims.rs",
-        "if deal.collateral == Amount::ZERO {",
-        "if false {",
+        "        if deal.collateral == Amount::ZERO {\n            return Err(Refused::NoCollateral);\n        }\n        if state",
+        "        if state",
         "a challenge has something to win",
     ),
     (
@@ -147,16 +230,11 @@ const MUTANTS: &[Mutant] = &[
         "        let _ = (positions, openings);\n",
         "an answer shows what was drawn",
     ),
+    ("ledger/claims.rs", "if !challenge.is_over(tick) {", "if false {", "a challenge has its time"),
     (
         "ledger/claims.rs",
-        "if !challenge.is_over(state.totals().ticks) {",
-        "if false {",
-        "a challenge has its time",
-    ),
-    (
-        "ledger/claims.rs",
-        "        if challenge.is_superseded(&deal) {\n            return Ok(end_challenge(state, id, deal, challenger, Amount::ZERO));\n        }\n        if !challenge",
-        "        if !challenge",
+        "        if challenge.is_superseded(&deal) {\n            return Ok(move_on(state, id, deal, challenger, challenge));\n        }\n        let tick",
+        "        let tick",
         "nothing is taken for a head that is superseded",
     ),
     (
@@ -179,8 +257,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "ledger/claims.rs",
-        "let kept = share.checked_add(Amount(2 * cost.0))",
-        "let kept = share.checked_add(Amount(cost.0))",
+        "share.checked_add(cost).and_then(|sum| sum.checked_add(of_provider))",
+        "share.checked_add(cost)",
         "claiming costs both sides",
     ),
     (
@@ -233,8 +311,8 @@ const MUTANTS: &[Mutant] = &[
     ("tab.rs", "&& self.doubted.1 > 1", "&& self.doubted.1 > 9", "a client that pays too little is doubted"),
     (
         "tab.rs",
-        "        if is_new_epoch {\n            self.promised = None;\n        }\n",
-        "",
+        "            self.doubt(next, given_up);\n            self.promised = None;\n",
+        "            self.doubt(next, given_up);\n",
         "vouchers of an old epoch are void",
     ),
     (
