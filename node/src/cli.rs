@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Code, Loaded, Size};
 use crate::home::{Home, Ticket};
+use spare_sandbox::jail::Profile;
 
 /// Appends a line of text.
 macro_rules! line {
@@ -24,6 +25,7 @@ macro_rules! line {
 mod audit;
 mod doctor;
 mod http;
+mod job;
 mod market;
 mod setup;
 mod show;
@@ -100,6 +102,17 @@ enum Command {
         #[command(subcommand)]
         command: MarketCommand,
     },
+    /// Run programs
+    Job {
+        #[command(subcommand)]
+        command: JobCommand,
+    },
+    /// A jailed process for strangers' programs; the node starts it
+    #[command(hide = true)]
+    Worker {
+        /// What it is for: `compile` or `run`
+        profile: String,
+    },
     /// List who offers room, and for how much
     Asks {
         /// Draw providers as a put would, and say of each why it was chosen or not
@@ -146,6 +159,12 @@ enum AuditCommand {
         /// The file
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum JobCommand {
+    /// Run a program here, without a network, in the same jail and with the same result and fuel as at a provider
+    Try(job::ProgramArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -317,8 +336,23 @@ pub fn run(cli: Cli) -> ExitCode {
 /// How long a node may take to let go of its files.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+fn work_as(profile: &str) -> anyhow::Result<ExitCode> {
+    match profile {
+        "compile" => Ok(spare_sandbox::worker::main(Profile::Compile)),
+        "run" => Ok(spare_sandbox::worker::main(Profile::Run)),
+        other => anyhow::bail!("there is no worker for '{other}'"),
+    }
+}
+
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Worker { profile } = &cli.command {
+        // It jails itself while it has one thread alone.
+        return work_as(profile);
+    }
     let context = Context { home: home(cli.home)?, json: cli.json };
+    if let Command::Job { command: JobCommand::Try(args) } = &cli.command {
+        return job::try_out(&context, args).map(ExitCode::from);
+    }
     let is_node = matches!(cli.command, Command::Serve(_));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -344,6 +378,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                 setup::show_config(&context, origin)
             }
             Command::Demo(args) => crate::demo::run(args, context.json).await,
+            Command::Job { .. } | Command::Worker { .. } => unreachable!("done above"),
         };
         done.map(|()| ExitCode::SUCCESS)
     });

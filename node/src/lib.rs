@@ -54,6 +54,7 @@ pub mod sets;
 pub mod shards;
 pub mod standings;
 pub mod transport;
+pub mod work;
 
 /// The wall clock, in seconds of unix time.
 pub fn unix_now_s() -> u64 {
