@@ -558,6 +558,35 @@ fn what_is_drawn_in_a_tick_is_settled_when_it_begins() {
 }
 
 #[test]
+fn a_deal_weighs_no_more_than_its_money_is_good_for() {
+    let holding = Holding::new(1, &[100_000]);
+    let weight = |escrow: u128, collateral: u128| {
+        let mut m = Market::new();
+        for who in [2, 3] {
+            m.ok(&party(1), Action::Fund { account: party(who).account.public(), amount: Amount(1 << 40) });
+        }
+        let deal = open(&mut m, 1, escrow, collateral, &holding);
+        let head = head(&m, deal, 1, &holding);
+        m.ok(&party(3), Action::Anchor { head });
+        let mut away = Away { m, deal, holding: Holding::new(1, &[100_000]) };
+        away.start();
+        away.tick();
+        let weighed = away.claimables().first().map_or(0, |claimable| claimable.weight.0);
+        let Ok(Event::Claimed { amount, .. }) = away.claim() else { panic!("claimed") };
+        assert!(amount.0 <= weighed + weighed / 100 + 1, "no more is paid for a period: {amount:?}");
+        weighed
+    };
+    let rate = weight(1000 * RATE, RATE);
+    assert!(rate.abs_diff(RATE) < 100, "a period's rate: {rate}");
+    assert_eq!(weight(1000 * RATE, RATE / 100), 20 * (RATE / 100), "what the collateral makes up for");
+    assert_eq!(
+        weight(RATE / 2, RATE),
+        RATE / 2 * 10_000 / 10_100,
+        "what the escrow can pay, with what claiming costs"
+    );
+}
+
+#[test]
 fn silence_counts_only_for_deals_that_took_part() {
     let mut away = Away::new(RATE);
     away.start();
