@@ -2,4 +2,11 @@
 //!
 //! This is the only crate that knows wasmtime, and it knows no money.
 
+pub mod compile;
+pub mod engine;
+pub mod jail;
+pub mod run;
 pub mod task;
+pub mod worker;
+
+mod wire;
