@@ -1,0 +1,102 @@
+//! One worker's process, as its parent holds it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
+
+use crate::jail::Profile;
+
+/// How a worker is started: a program that calls [`worker::main`](crate::worker::main) with the profile that its last argument names,
+/// `compile` or `run`.
+#[derive(Debug, Clone)]
+pub struct WorkerCommand {
+    /// The executable.
+    pub program: PathBuf,
+    /// Arguments before the profile's name.
+    pub arguments: Vec<OsString>,
+}
+
+/// A process that was started here, until it has been reaped.
+pub(super) struct Child {
+    process: Mutex<std::process::Child>,
+    pid: Pid,
+    end: OwnedFd,
+}
+
+/// What a new process is talked to by: the socket, which does not block, and its last words.
+pub(super) struct Ends {
+    pub(super) socket: UnixStream,
+    pub(super) words: ChildStderr,
+}
+
+impl Child {
+    /// Starts a worker, with an empty environment. It must be called on a thread that lives as long as the worker may: the kernel
+    /// kills a worker when the thread that started it ends.
+    pub(super) fn start(command: &WorkerCommand, profile: Profile) -> io::Result<(Self, Ends)> {
+        let (socket, theirs) = UnixStream::pair()?;
+        socket.set_nonblocking(true)?;
+        let mut process = Command::new(&command.program)
+            .args(&command.arguments)
+            .arg(match profile {
+                Profile::Compile => "compile",
+                Profile::Run => "run",
+            })
+            .env_clear()
+            .current_dir("/")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let words = process.stderr.take().expect("it was asked for");
+        let pid = Pid::from_child(&process);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(end) => Ok((Self { process: Mutex::new(process), pid, end }, Ends { socket, words })),
+            Err(e) => {
+                let _ = process.kill();
+                let _ = process.wait();
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Kills the process, if it has not been reaped.
+    pub(super) fn kill(&self) {
+        // Fails only for a process that is gone.
+        let _ = self.process().kill();
+    }
+
+    /// Waits for the process's end and takes its status. `None` when it has not ended within `wait`.
+    pub(super) fn reap(&self, wait: Duration) -> Option<ExitStatus> {
+        let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        // A signal that interrupts this makes the wait shorter, which callers must expect in any case.
+        let _ = rustix::event::poll(&mut [PollFd::new(&self.end, PollFlags::IN)], Some(&timeout));
+        self.process().try_wait().ok().flatten()
+    }
+
+    /// Bytes of memory that are the process's own: without files that it has mapped, which are the page cache's. `None` where `/proc` hides it.
+    pub(super) fn resident_bytes(&self) -> Option<u64> {
+        let pages = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
+        let mut pages = pages.split_ascii_whitespace().skip(1).map(|count| count.parse::<u64>().ok());
+        let (resident, shared) = (pages.next()??, pages.next()??);
+        Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+    }
+
+    /// Sets the most of a resource that the process may use. When that is gone it gets a signal, and one unit later it is killed.
+    pub(super) fn limit(&self, resource: Resource, most: u64) -> io::Result<()> {
+        let limit = Rlimit { current: Some(most), maximum: Some(most.saturating_add(1)) };
+        rustix::process::prlimit(Some(self.pid), resource, limit)?;
+        Ok(())
+    }
+
+    fn process(&self) -> MutexGuard<'_, std::process::Child> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
