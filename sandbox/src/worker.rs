@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use crate::jail::{self, JailError, Profile};
 use crate::run::{Go, Step};
+use crate::task::Task;
 use crate::wire::{self, Answer, Order, ReceiveError, Report};
 use crate::{compile, engine, run};
 
@@ -56,7 +57,7 @@ fn work(profile: Profile) -> Result<(), WorkError> {
         (Profile::Run, Ok(Order::Run(head))) => {
             let artefact = File::from(wire::receive_file(&parent.0)?);
             let task = head.complete(&mut parent)?;
-            run_one(&mut parent, artefact, &task)
+            run_one(&mut parent, artefact, task)
         }
         (_, Ok(_)) => Err(WorkError::OtherProfile(profile)),
     }
@@ -73,7 +74,7 @@ fn compile_one(parent: &mut Parent, module_bytes: u64) -> Result<(), WorkError> 
     }
 }
 
-fn run_one(parent: &mut Parent, artefact: File, task: &crate::task::Task) -> Result<(), WorkError> {
+fn run_one(parent: &mut Parent, artefact: File, task: Task) -> Result<(), WorkError> {
     let program = match run::load(artefact) {
         Ok(program) => program,
         Err(e) => return Ok(wire::send(parent, &Report::Refused(wire::shortened(&e.to_string())))?),

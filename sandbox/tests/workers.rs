@@ -163,8 +163,9 @@ fn a_compile_bomb_ends_with_a_named_error_while_other_jobs_go_on() {
 
 /// Valid, and long to compile: few functions, each of much code that all depends on what came before.
 fn bomb() -> Vec<u8> {
-    const FUNCTIONS: usize = 40;
-    let round = [0x20, 0x00, 0x20, 0x00, 0x6c, 0x20, 0x00, 0x6a, 0x21, 0x00].repeat(8_000); // x = x * x + x
+    const FUNCTIONS: usize = 6;
+    let round = [0x20, 0x00, 0x20, 0x00, 0x6c, 0x20, 0x00, 0x6a, 0x21, 0x00]
+        .repeat(80_000); // x = x * x + x
     let body = [&[0x00][..], &round, &[0x20, 0x00, 0x0b]].concat();
     let bodies = [vec![2, 0x00, 0x0b], [leb128(body.len()), body].concat().repeat(FUNCTIONS)].concat();
     let section = |id: u8, count: usize, items: &[u8]| {
