@@ -46,7 +46,10 @@ fn workers(busy_max: usize, warm: usize) -> Workers {
 
 fn start_to_ready() {
     let workers = workers(1, 0);
-    print("a worker, from nothing to ready", &measure(100, || drop(workers.walls().expect("the jail is built"))));
+    print(
+        "a worker, from nothing to ready",
+        &measure(100, || drop(workers.walls().expect("the jail is built"))),
+    );
 }
 
 fn small_jobs(cache: &Cache) {
@@ -59,27 +62,29 @@ fn small_jobs(cache: &Cache) {
     let workers = workers(2, 2);
     let artefact = prepared(&workers, cache, &module);
     let job = || {
-        let outcome = workers.run(&artefact, &task(1 << 30), LONG, &Stop::new(), &mut |_| Go::On).expect("it runs");
+        let outcome =
+            workers.run(&artefact, &task(1 << 30), LONG, &Stop::new(), &mut |_| Go::On).expect("it runs");
         assert_eq!((outcome.exit, &outcome.stdout[..]), (Exit::Code(0), &b"hello\n"[..]));
     };
-    let warm = measure(500, || {
-        std::thread::sleep(Duration::from_millis(20)); // So that the next one is warm; it is taken off below.
-        job();
-    });
-    let warm: Vec<Duration> = warm.iter().map(|time| time.saturating_sub(Duration::from_millis(20))).collect();
-    print("a small job in a warm worker, all in all", &warm);
+    print("a small job in a warm worker, all in all", &measure_rested(500, job));
     let started = Instant::now();
     std::thread::scope(|threads| (0..2).for_each(|_| drop(threads.spawn(|| (0..500).for_each(|_| job())))));
     println!("{:<48} {:>9.2} s", "1,000 small jobs, two at a time", started.elapsed().as_secs_f64());
     let file = directory_file(&compile(&module).expect("it compiles"));
-    print("the same in this process, loading it each time", &measure(500, || {
-        let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
-        assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
-    }));
+    print(
+        "the same in this process, loading it each time",
+        &measure(500, || {
+            let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
+            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
+        }),
+    );
     let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
-    print("the same in this process, loaded once", &measure(2_000, || {
-        assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
-    }));
+    print(
+        "the same in this process, loaded once",
+        &measure(2_000, || {
+            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
+        }),
+    );
 }
 
 fn big_module(cache: &Cache, path: &Path) {
@@ -90,16 +95,22 @@ fn big_module(cache: &Cache, path: &Path) {
     let lens = format!("{} bytes compiled to {}", module.len(), artefact.len_bytes());
     println!("{lens:<48} {:>9.2} s", started.elapsed().as_secs_f64());
     let key = Key::of(&module);
-    print("found in the cache, and hashed", &measure(20, || {
-        assert!(matches!(cache.get(&CLIENT, key), Ok(Found::Artefact(_))));
-    }));
-    print("from asking the cache to the first instruction", &measure(20, || {
-        std::thread::sleep(Duration::from_millis(20));
-        let Ok(Found::Artefact(artefact)) = cache.get(&CLIENT, key) else { panic!("it was kept") };
-        // It burns its fuel at the first instructions, so that this is the way there.
-        let outcome = workers.run(&artefact, &task(10), LONG, &Stop::new(), &mut |_| Go::On).expect("it runs");
-        assert_eq!(outcome.exit, Exit::OutOfFuel);
-    }));
+    print(
+        "found in the cache, and hashed",
+        &measure(20, || {
+            assert!(matches!(cache.get(&CLIENT, key), Ok(Found::Artefact(_))));
+        }),
+    );
+    print(
+        "from asking the cache to the first instruction",
+        &measure_rested(20, || {
+            let Ok(Found::Artefact(artefact)) = cache.get(&CLIENT, key) else { panic!("it was kept") };
+            // It burns its fuel at the first instructions, so that this is the way there.
+            let outcome =
+                workers.run(&artefact, &task(10), LONG, &Stop::new(), &mut |_| Go::On).expect("it runs");
+            assert_eq!(outcome.exit, Exit::OutOfFuel);
+        }),
+    );
 }
 
 fn prepared(workers: &Workers, cache: &Cache, module: &[u8]) -> Artefact {
@@ -121,16 +132,32 @@ fn task(fuel: u64) -> Task {
         env: vec![],
         stdin: vec![],
         inputs: vec![],
-        limits: Limits { fuel, memory_bytes: 1 << 30, output_bytes: 1 << 20, output_files: 10, log_bytes: 1 << 20 },
+        limits: Limits {
+            fuel,
+            memory_bytes: 1 << 30,
+            output_bytes: 1 << 20,
+            output_files: 10,
+            log_bytes: 1 << 20,
+        },
         seed: [7; 32],
         starts_at_s: 1_800_000_000,
         determinism: Determinism::Deterministic,
     }
 }
 
-fn measure(times: usize, mut what: impl FnMut()) -> Vec<Duration> {
+/// With pauses between, in which the next worker gets warm.
+fn measure_rested(times: usize, what: impl FnMut()) -> Vec<Duration> {
+    measured(times, Duration::from_millis(20), what)
+}
+
+fn measure(times: usize, what: impl FnMut()) -> Vec<Duration> {
+    measured(times, Duration::ZERO, what)
+}
+
+fn measured(times: usize, pause: Duration, mut what: impl FnMut()) -> Vec<Duration> {
     let mut all: Vec<Duration> = (0..times)
         .map(|_| {
+            std::thread::sleep(pause);
             let started = Instant::now();
             what();
             started.elapsed()

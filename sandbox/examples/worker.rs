@@ -96,16 +96,22 @@ fn attempt(name: &str, target: &Target) -> Result<i64, i32> {
         "inet6" => call(libc::SYS_socket, &[flags(libc::AF_INET6), flags(libc::SOCK_DGRAM), 0]),
         "unix" => call(libc::SYS_socket, &[flags(libc::AF_UNIX), flags(libc::SOCK_STREAM), 0]),
         "netlink" => call(libc::SYS_socket, &[flags(libc::AF_NETLINK), flags(libc::SOCK_RAW), 0]),
-        "socketpair" => call(libc::SYS_socketpair, &[flags(libc::AF_UNIX), flags(libc::SOCK_STREAM), 0, space]),
+        "socketpair" => {
+            call(libc::SYS_socketpair, &[flags(libc::AF_UNIX), flags(libc::SOCK_STREAM), 0, space])
+        }
         "connect" => connect(target.port),
         "exec" => {
             let echo = [c"/bin/echo".as_ptr(), c"done".as_ptr(), std::ptr::null()];
             call(libc::SYS_execve, &[echo[0] as usize, echo.as_ptr() as usize, 0])
         }
         "fork" => call(libc::SYS_clone, &[flags(libc::SIGCHLD), 0, 0, 0, 0]),
-        "fork-vm" => call(libc::SYS_clone, &[flags(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD), 0, 0, 0, 0]),
+        "fork-vm" => {
+            call(libc::SYS_clone, &[flags(libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD), 0, 0, 0, 0])
+        }
         "clone3" => call(libc::SYS_clone3, &[space, 88]),
-        "thread" => std::thread::Builder::new().spawn(|| ()).map(|_| 0).map_err(|e| e.raw_os_error().unwrap_or(-1)),
+        "thread" => {
+            std::thread::Builder::new().spawn(|| ()).map(|_| 0).map_err(|e| e.raw_os_error().unwrap_or(-1))
+        }
         "thread-with-network" => {
             let thread = libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_FILES;
             call(libc::SYS_clone, &[flags(thread | libc::CLONE_NEWNET), 0, 0, 0, 0])
@@ -126,7 +132,10 @@ fn attempt(name: &str, target: &Target) -> Result<i64, i32> {
         "userfaultfd" => call(libc::SYS_userfaultfd, &[0]),
         "perf" => call(libc::SYS_perf_event_open, &[space, 0, 0, 0, 0]),
         "keyctl" => call(libc::SYS_keyctl, &[0, -3i32 as usize, 0]),
-        "mount" => call(libc::SYS_mount, &[c"none".as_ptr() as usize, c"/".as_ptr() as usize, c"tmpfs".as_ptr() as usize, 0, 0]),
+        "mount" => call(
+            libc::SYS_mount,
+            &[c"none".as_ptr() as usize, c"/".as_ptr() as usize, c"tmpfs".as_ptr() as usize, 0, 0],
+        ),
         "unshare" => call(libc::SYS_unshare, &[flags(libc::CLONE_NEWUSER)]),
         "setns" => call(libc::SYS_setns, &[0, 0]),
         "setuid" => call(libc::SYS_setuid, &[0]),
@@ -185,12 +194,28 @@ fn lie(how: &str) -> ExitCode {
         "long-head" => tell(&mut parent, &[0xff, 0xff, 0xff, 0x7f, 1, 2, 3]),
         "stuck" => (0..1000).for_each(|_| tell(&mut parent, &frame(&[3, 5, 0, 0]))),
         "flood" => (1..u64::MAX).for_each(|fuel| tell(&mut parent, &frame(&step_head(fuel)))),
-        "much-printed" => tell(&mut parent, &frame(&[3, 5, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0])),
+        "much-printed" => {
+            tell(&mut parent, &frame(&[3, 5, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0]))
+        }
         // An outcome: code 0, 7 fuel, no memory, nothing refused, no logs, one output.
-        "escape" => tell(&mut parent, &frame(&[&[4, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 6][..], b"../key", &[0]].concat())),
-        "huge-output" => tell(&mut parent, &frame(&[&[4, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 1][..], b"x", &[0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]].concat())),
+        "escape" => {
+            tell(&mut parent, &frame(&[&[4, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 6][..], b"../key", &[0]].concat()))
+        }
+        "huge-output" => tell(
+            &mut parent,
+            &frame(
+                &[&[4, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 1][..], b"x", &[0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]]
+                    .concat(),
+            ),
+        ),
         "artefact" => tell(&mut parent, &frame(&[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])),
         "fat" => grow(),
+        "break-out" => {
+            jail::apply(Profile::Run).expect("this machine can build the jail");
+            let _ = attempt("inet", &Target::of(&[]));
+        }
+        "crash" => std::process::abort(),
+        "panic" => panic!("so sorry"),
         "hang-up" => {
             drop(parent);
             close_socket();
@@ -230,12 +255,17 @@ fn close_socket() {
 fn parent(mark: &str, module: &Path, cache: &Path) -> ExitCode {
     let program = env::current_exe().expect("this is an executable");
     let size = PoolSize { busy_max: 1, warm: 1 };
-    let settings = Settings { compilers: PoolSize { warm: 0, ..size }, runners: size, place_wait: Duration::ZERO };
-    let workers = Workers::new(WorkerCommand { program, arguments: vec![mark.into()] }, settings).expect("a thread starts");
+    let settings =
+        Settings { compilers: PoolSize { warm: 0, ..size }, runners: size, place_wait: Duration::ZERO };
+    let workers = Workers::new(WorkerCommand { program, arguments: vec![mark.into()] }, settings)
+        .expect("a thread starts");
     let module = std::fs::read(module).expect("the test wrote it");
     let cache = Cache::open(cache, u64::MAX).expect("the test made it");
-    let Ok(Found::Artefact(artefact)) = cache.get(&[0; 32], Key::of(&module)) else { panic!("the test compiled it") };
-    let limits = Limits { fuel: u64::MAX / 2, memory_bytes: 1 << 20, output_bytes: 0, output_files: 0, log_bytes: 0 };
+    let Ok(Found::Artefact(artefact)) = cache.get(&[0; 32], Key::of(&module)) else {
+        panic!("the test compiled it")
+    };
+    let limits =
+        Limits { fuel: u64::MAX / 2, memory_bytes: 1 << 20, output_bytes: 0, output_files: 0, log_bytes: 0 };
     let task = Task {
         args: vec![],
         env: vec![],

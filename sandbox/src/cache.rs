@@ -90,7 +90,9 @@ pub enum CacheError {
         source: io::Error,
     },
     /// Nothing can be run from there.
-    #[error("{0} is on a file system that is mounted noexec, so no compiled program can run from it; choose another place")]
+    #[error(
+        "{0} is on a file system that is mounted noexec, so no compiled program can run from it; choose another place"
+    )]
     NoExec(PathBuf),
 }
 
@@ -175,8 +177,16 @@ impl Cache {
         make_private(&directory)?;
         let path = directory.join(format!("{NEW}{}", self.next_new.fetch_add(1, Ordering::Relaxed)));
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(disk(&path))?;
-        Ok(NewArtefact { cache: self, client: *client, path, file, hasher: blake3::Hasher::new(), is_kept: false })
+        let file =
+            options.read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(disk(&path))?;
+        Ok(NewArtefact {
+            cache: self,
+            client: *client,
+            path,
+            file,
+            hasher: blake3::Hasher::new(),
+            is_kept: false,
+        })
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<(Client, Key), Entry>> {

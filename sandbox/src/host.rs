@@ -91,7 +91,9 @@ pub enum WorkerError {
         busy: usize,
     },
     /// Arguments, environment and names of inputs are longer than a message may be.
-    #[error("arguments, environment and names of inputs take {head_bytes} bytes, where at most {max_bytes} are allowed")]
+    #[error(
+        "arguments, environment and names of inputs take {head_bytes} bytes, where at most {max_bytes} are allowed"
+    )]
     TaskTooLong {
         /// Their length.
         head_bytes: usize,
@@ -299,7 +301,8 @@ impl Workers {
     ) -> Result<Outcome, WorkerError> {
         let head = TaskHead::of(task);
         verify_length(&head)?;
-        let artefact_file = artefact.reopen().map_err(|e| WorkerError::Artefact(format!("reopening the artefact: {e}")))?;
+        let artefact_file =
+            artefact.reopen().map_err(|e| WorkerError::Artefact(format!("reopening the artefact: {e}")))?;
         let mut busy = self.runners.take(stop, self.give_up_at())?;
         let bounds = Bounds { wall, memory_bytes: memory_bytes(task, artefact.len_bytes()), processors: 1 };
         self.call(&mut busy, &bounds, stop, |worker| {
@@ -324,7 +327,8 @@ impl Workers {
     ) -> Result<T, WorkerError> {
         let worker = busy.worker();
         worker.line.bound(Instant::now() + bounds.wall, bounds.memory_bytes);
-        set_limits(&worker.child, bounds).map_err(|e| WorkerError::NotStarted(format!("limiting it: {e}")))?;
+        set_limits(&worker.child, bounds)
+            .map_err(|e| WorkerError::NotStarted(format!("limiting it: {e}")))?;
         let told = match stop.attach(&worker.child) {
             Ok(()) => talk(worker).map_err(|trouble| conclude(worker, trouble, bounds, stop)),
             Err(e) => Err(e),
@@ -352,11 +356,15 @@ fn verify_length(head: &TaskHead) -> Result<(), WorkerError> {
 
 /// All memory that a worker may need for a task whose program keeps its limits.
 fn memory_bytes(task: &Task, artefact_bytes: u64) -> u64 {
-    let inputs = task.inputs.iter().fold(task.stdin.len() as u64, |sum, input| sum.saturating_add(input.bytes.len() as u64));
+    let inputs = task
+        .inputs
+        .iter()
+        .fold(task.stdin.len() as u64, |sum, input| sum.saturating_add(input.bytes.len() as u64));
     let limits = &task.limits;
     // Inputs may be held as they came and as the program sees them; what is printed, as a whole, since the last step, and in the outcome.
     // A file that grows may be copied, and outputs are collected beside the files.
-    [artefact_bytes, limits.memory_bytes, inputs, inputs]
+    // A component's artefact is read and copied, and not mapped as a module's is.
+    [limits.memory_bytes, inputs, inputs, artefact_bytes, artefact_bytes]
         .into_iter()
         .chain([limits.output_bytes; 3])
         .chain([limits.log_bytes; 6])
@@ -398,7 +406,11 @@ fn pour(worker: &mut Worker, len_bytes: u64, into: &mut dyn Write) -> Result<(),
 }
 
 /// Hears a worker out.
-fn follow(worker: &mut Worker, limits: &Limits, step: &mut dyn FnMut(Step<'_>) -> Go) -> Result<Outcome, Trouble> {
+fn follow(
+    worker: &mut Worker,
+    limits: &Limits,
+    step: &mut dyn FnMut(Step<'_>) -> Go,
+) -> Result<Outcome, Trouble> {
     let mut told = Told::default();
     loop {
         match wire::receive(&mut worker.line)? {
@@ -440,13 +452,21 @@ struct Told {
 
 impl Told {
     /// Checks that a step leads on: it must have burned or printed something, and stay within the limits.
-    fn verify_next(&mut self, fuel: u64, stdout_bytes: u64, stderr_bytes: u64, limits: &Limits) -> Result<(), Trouble> {
-        let leads_on = fuel > self.fuel || (fuel == self.fuel && stdout_bytes.saturating_add(stderr_bytes) > 0);
+    fn verify_next(
+        &mut self,
+        fuel: u64,
+        stdout_bytes: u64,
+        stderr_bytes: u64,
+        limits: &Limits,
+    ) -> Result<(), Trouble> {
+        let leads_on =
+            fuel > self.fuel || (fuel == self.fuel && stdout_bytes.saturating_add(stderr_bytes) > 0);
         self.fuel = fuel;
         self.stdout_bytes = self.stdout_bytes.saturating_add(stdout_bytes);
         self.stderr_bytes = self.stderr_bytes.saturating_add(stderr_bytes);
-        let is_within =
-            fuel <= limits.fuel && self.stdout_bytes <= limits.log_bytes && self.stderr_bytes <= limits.log_bytes;
+        let is_within = fuel <= limits.fuel
+            && self.stdout_bytes <= limits.log_bytes
+            && self.stderr_bytes <= limits.log_bytes;
         if leads_on && is_within {
             return Ok(());
         }

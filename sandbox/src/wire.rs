@@ -22,7 +22,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use spare_proofs::encode::{self, DecodeError};
@@ -227,7 +228,8 @@ impl TaskHead {
     /// Receives the bodies.
     pub(crate) fn complete(self, from: &mut impl Read) -> io::Result<Task> {
         let stdin = receive_body(from, self.stdin_bytes)?;
-        let inputs = self.inputs.into_iter().map(|(path, len)| Ok(Input { path, bytes: receive_body(from, len)? }));
+        let inputs =
+            self.inputs.into_iter().map(|(path, len)| Ok(Input { path, bytes: receive_body(from, len)? }));
         Ok(Task {
             args: self.args,
             env: self.env,
@@ -266,7 +268,11 @@ impl OutcomeHead {
             stdout_bytes: outcome.stdout.len() as u64,
             stderr_bytes: outcome.stderr.len() as u64,
             log_cut: outcome.log_cut,
-            outputs: outcome.outputs.iter().map(|output| (output.path.clone(), output.bytes.len() as u64)).collect(),
+            outputs: outcome
+                .outputs
+                .iter()
+                .map(|output| (output.path.clone(), output.bytes.len() as u64))
+                .collect(),
         }
     }
 
@@ -297,7 +303,8 @@ impl OutcomeHead {
     pub(crate) fn complete(self, from: &mut impl Read) -> io::Result<Outcome> {
         let stdout = receive_body(from, self.stdout_bytes)?;
         let stderr = receive_body(from, self.stderr_bytes)?;
-        let outputs = self.outputs.into_iter().map(|(path, len)| Ok(Output { path, bytes: receive_body(from, len)? }));
+        let outputs =
+            self.outputs.into_iter().map(|(path, len)| Ok(Output { path, bytes: receive_body(from, len)? }));
         Ok(Outcome {
             exit: self.exit,
             fuel: self.fuel,
@@ -425,7 +432,10 @@ mod tests {
         let mut garbage = 3u32.to_le_bytes().to_vec();
         garbage.extend([0xff; 3]);
         assert!(matches!(receive::<Report>(&mut &garbage[..]), Err(ReceiveError::Malformed(_))));
-        assert!(matches!(receive::<Report>(&mut &[1, 0, 0, 0][..]), Err(ReceiveError::Socket(_))), "nothing follows");
+        assert!(
+            matches!(receive::<Report>(&mut &[1, 0, 0, 0][..]), Err(ReceiveError::Socket(_))),
+            "nothing follows"
+        );
     }
 
     #[test]

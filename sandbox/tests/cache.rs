@@ -1,4 +1,5 @@
 //! Artefacts on disk: found again, checked, bounded, and nobody else's.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
 
 mod common;
 
@@ -30,7 +31,11 @@ fn has(cache: &Cache, client: &Client, name: &[u8]) -> bool {
 fn files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
-        if entry.file_type().unwrap().is_dir() { found.extend(files(&entry.path())) } else { found.push(entry.path()) }
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()))
+        } else {
+            found.push(entry.path())
+        }
     }
     found.sort();
     found
@@ -72,8 +77,14 @@ fn a_flipped_bit_is_noticed_and_never_run() {
         let mut rotten = whole.clone();
         rotten[place] ^= 1;
         std::fs::write(&file, &rotten).unwrap();
-        assert!(matches!(cache.get(&common::CLIENT, Key::of(&module)).unwrap(), Found::Rotten), "a bit of byte {place}");
-        assert!(matches!(cache.get(&common::CLIENT, Key::of(&module)).unwrap(), Found::Nothing), "it is removed");
+        assert!(
+            matches!(cache.get(&common::CLIENT, Key::of(&module)).unwrap(), Found::Rotten),
+            "a bit of byte {place}"
+        );
+        assert!(
+            matches!(cache.get(&common::CLIENT, Key::of(&module)).unwrap(), Found::Nothing),
+            "it is removed"
+        );
         assert!(!file.exists());
         let artefact = compiled(&marked.workers, &cache, &module);
         assert_eq!(marked.run(&artefact, &task(), LONG).unwrap().exit, Exit::Code(0), "and compiled again");

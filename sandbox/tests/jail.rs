@@ -1,4 +1,5 @@
 //! Native code in the worker's jail, as if a guest had taken the worker over, gets nowhere.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
 
 mod common;
 
@@ -26,7 +27,8 @@ const EPERM: End = Refused(libc::EPERM);
 const ENOSYS: End = Refused(libc::ENOSYS);
 
 fn attempt(words: &[&str]) -> End {
-    let child = Command::new(worker()).args(words).stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
+    let child =
+        Command::new(worker()).args(words).stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
     let said = String::from_utf8(child.stdout).unwrap();
     match (child.status.signal(), said.lines().next()) {
         (Some(libc::SIGSYS), None) => Killed,
@@ -114,7 +116,11 @@ fn native_code_in_either_jail_gets_nowhere() {
     ];
     for (name, argument, end) in attempts {
         for profile in ["run", "compile"] {
-            assert_eq!(attempt(&["attempt", profile, name, argument]), *end, "{name} {argument} in the jail to {profile}");
+            assert_eq!(
+                attempt(&["attempt", profile, name, argument]),
+                *end,
+                "{name} {argument} in the jail to {profile}"
+            );
         }
     }
     assert!(!std::path::Path::new(&new).exists());
@@ -184,7 +190,8 @@ fn a_warm_worker_is_as_jailed_as_it_says() {
     let walls = marked.workers.walls().unwrap();
     assert!(walls.landlock_abi >= 1, "{walls:?}");
     assert_eq!(jail::support().verify(), Ok(()));
-    let read = |pid: i32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let read =
+        |pid: i32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let mut jailed = 0;
     common::wait_until("the next worker is warm and jailed", || {
         jailed = common::processes(&marked.mark)
@@ -194,7 +201,8 @@ fn a_warm_worker_is_as_jailed_as_it_says() {
         jailed != 0
     });
     let status = read(jailed, "status");
-    let says = |line: &str| assert!(status.lines().any(|other| other == line), "{line:?} is not in\n{status}");
+    let says =
+        |line: &str| assert!(status.lines().any(|other| other == line), "{line:?} is not in\n{status}");
     says("Seccomp:\t2");
     says("NoNewPrivs:\t1");
     says("CapPrm:\t0000000000000000");

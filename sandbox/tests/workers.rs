@@ -1,4 +1,5 @@
 //! Jobs in jailed workers, honest and hostile, over real processes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends there")]
 
 mod common;
 
@@ -8,13 +9,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LONG, Marked, cache, compile_limits, compiled, endless, module, processes, settings, task, wait_until};
+use common::{
+    LONG, Marked, cache, compile_limits, compiled, endless, module, processes, settings, task, wait_until,
+};
 use spare_sandbox::cache::Key;
 use spare_sandbox::host::{
     CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError, Workers,
 };
 use spare_sandbox::run::Go;
-use spare_sandbox::task::Exit;
+use spare_sandbox::task::{Exit, Input};
 
 /// A limit that is reached soon, and far from how long anything here takes that is to be done within it.
 const SHORT: Duration = Duration::from_millis(300);
@@ -148,7 +151,8 @@ fn a_compile_bomb_ends_with_a_named_error_while_other_jobs_go_on() {
     let (marked, (cache, _directory)) = (Marked::start(), cache());
     let artefact = compiled(&marked.workers, &cache, &module(""));
     let bomb = bomb();
-    let compile = |limits: CompileLimits| marked.workers.compile(&bomb, &limits, &Stop::new(), &mut std::io::sink());
+    let compile =
+        |limits: CompileLimits| marked.workers.compile(&bomb, &limits, &Stop::new(), &mut std::io::sink());
     thread::scope(|threads| {
         let late = threads.spawn(|| compile(CompileLimits { wall: SHORT, ..compile_limits() }));
         while !late.is_finished() {
@@ -164,8 +168,7 @@ fn a_compile_bomb_ends_with_a_named_error_while_other_jobs_go_on() {
 /// Valid, and long to compile: few functions, each of much code that all depends on what came before.
 fn bomb() -> Vec<u8> {
     const FUNCTIONS: usize = 6;
-    let round = [0x20, 0x00, 0x20, 0x00, 0x6c, 0x20, 0x00, 0x6a, 0x21, 0x00]
-        .repeat(80_000); // x = x * x + x
+    let round = [0x20, 0x00, 0x20, 0x00, 0x6c, 0x20, 0x00, 0x6a, 0x21, 0x00].repeat(80_000); // x = x * x + x
     let body = [&[0x00][..], &round, &[0x20, 0x00, 0x0b]].concat();
     let bodies = [vec![2, 0x00, 0x0b], [leb128(body.len()), body].concat().repeat(FUNCTIONS)].concat();
     let section = |id: u8, count: usize, items: &[u8]| {
@@ -205,7 +208,8 @@ fn the_bomb_is_a_valid_program() {
 #[test]
 fn what_is_no_program_is_refused_with_words() {
     let marked = Marked::start();
-    let refused = marked.workers.compile(b"no program", &compile_limits(), &Stop::new(), &mut std::io::sink());
+    let refused =
+        marked.workers.compile(b"no program", &compile_limits(), &Stop::new(), &mut std::io::sink());
     assert!(matches!(&refused, Err(CompileFailure::Refused(why)) if !why.is_empty()), "{refused:?}");
 }
 
@@ -251,6 +255,9 @@ fn what_liars_say_is_nonsense_and_takes_no_longer_than_the_limit() {
         ("huge-output", "Nonsense"),
         ("artefact", "Nonsense"),
         ("hang-up", "Killed"),
+        ("break-out", "Jailed"),
+        ("crash", "Crashed { signal: 6, words: \"\" }"),
+        ("panic", "Ended { code: 101, words: "),
         ("flood", "Late"),
         ("silent", "Late"),
     ] {
@@ -262,6 +269,16 @@ fn what_liars_say_is_nonsense_and_takes_no_longer_than_the_limit() {
         drop(lying.workers);
         assert_eq!(processes(&lying.mark), [0; 0], "{how} is gone");
     }
+}
+
+#[test]
+fn a_worker_that_does_not_listen_is_late_too() {
+    let (honest, lying, (cache, _directory)) = (Marked::start(), Marked::lying("silent"), cache());
+    let artefact = compiled(&honest.workers, &cache, &module(""));
+    let mut big = task();
+    big.stdin = vec![0; 10 << 20];
+    let error = lying.run(&artefact, &big, SHORT).unwrap_err();
+    assert!(matches!(error, WorkerError::Late { .. }), "{error}");
 }
 
 #[test]
@@ -293,7 +310,10 @@ fn workers_are_bounded_in_number() {
         Go::Stop
     });
     assert_eq!(outcome.unwrap().exit, Exit::Stopped);
-    assert_eq!(marked.run(&artefact, &task(), SHORT).unwrap_err().to_string(), "killed at its time limit of 300ms");
+    assert_eq!(
+        marked.run(&artefact, &task(), SHORT).unwrap_err().to_string(),
+        "killed at its time limit of 300ms"
+    );
 }
 
 #[test]
@@ -336,12 +356,68 @@ fn no_worker_outlives_a_parent_that_is_killed() {
     wait_until("all of them are gone", || processes(&mark).is_empty());
 }
 
+/// Copies standard input to standard output, a page at a time, and then does something else.
+fn echo(and_then: &str) -> Vec<u8> {
+    let text = format!(
+        r#"(module
+        (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 2)
+        (func (export "_start")
+            (i32.store (i32.const 0) (i32.const 65536))
+            (loop
+                (i32.store (i32.const 4) (i32.const 65536))
+                (if (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 4)) (then unreachable))
+                (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)) (then unreachable))
+                (br_if 0 (i32.load (i32.const 4))))
+            {and_then}))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
 #[test]
 fn a_big_task_and_a_big_outcome_pass() {
     let (marked, (cache, _directory)) = (Marked::start(), cache());
-    let artefact = compiled(&marked.workers, &cache, &module(""));
+    let artefact = compiled(&marked.workers, &cache, &echo(""));
     let mut big = task();
-    big.stdin = vec![1; 40 << 20];
-    big.inputs = vec![spare_sandbox::task::Input { path: "in/big".into(), bytes: vec![2; 60 << 20] }];
-    assert_eq!(marked.run(&artefact, &big, LONG).unwrap().exit, Exit::Code(0));
+    big.stdin = (0..20u32 << 20).map(|at| (at / 1000) as u8).collect();
+    big.inputs = vec![Input { path: "in/big".into(), bytes: vec![2; 60 << 20] }];
+    big.limits.log_bytes = 20 << 20;
+    let outcome = marked.run(&artefact, &big, LONG).unwrap();
+    assert_eq!(outcome.exit, Exit::Code(0));
+    assert!(outcome.stdout == big.stdin, "what was printed is not what was read");
+}
+
+#[test]
+fn what_is_printed_is_told_at_the_next_step() {
+    let (marked, (cache, _directory)) = (Marked::start(), cache());
+    let artefact = compiled(&marked.workers, &cache, &echo("(loop (br 0))"));
+    let mut task = task();
+    task.stdin = b"hello".to_vec();
+    let mut heard = Vec::new();
+    let outcome = marked.run_in_steps(&artefact, &task, LONG, &mut |step| {
+        heard.push(step.stdout.to_vec());
+        if heard.len() == 2 { Go::Stop } else { Go::On }
+    });
+    assert_eq!(outcome.unwrap().stdout, b"hello");
+    assert_eq!(heard, [&b"hello"[..], &b""[..]], "once, and not again");
+}
+
+#[test]
+fn jobs_at_the_same_time_do_not_mix() {
+    let (marked, (cache, _directory)) = (Marked::start(), cache());
+    let artefact = compiled(&marked.workers, &cache, &echo(""));
+    thread::scope(|threads| {
+        for number in 0..8u8 {
+            let (marked, artefact) = (&marked, &artefact);
+            threads.spawn(move || {
+                for round in 0..10u8 {
+                    let mut own = task();
+                    own.stdin = vec![number, round];
+                    let outcome = marked.run(artefact, &own, LONG).unwrap();
+                    assert_eq!((outcome.exit, outcome.stdout), (Exit::Code(0), own.stdin));
+                }
+            });
+        }
+    });
 }

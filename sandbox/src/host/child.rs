@@ -91,7 +91,9 @@ impl Child {
 
     /// Sets the most of a resource that the process may use. When that is gone it gets a signal, and one unit later it is killed.
     pub(super) fn limit(&self, resource: Resource, most: u64) -> io::Result<()> {
-        let limit = Rlimit { current: Some(most), maximum: Some(most.saturating_add(1)) };
+        let inherited = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let most = most.min(inherited);
+        let limit = Rlimit { current: Some(most), maximum: Some(most.saturating_add(1).min(inherited)) };
         rustix::process::prlimit(Some(self.pid), resource, limit)?;
         Ok(())
     }

@@ -74,7 +74,8 @@ impl Line {
             io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::WouldBlock => {
                 let wait = self.deadline.min(self.look_at).saturating_duration_since(Instant::now());
-                let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+                let timeout =
+                    Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
                 match rustix::event::poll(&mut [PollFd::new(&self.socket, flags)], Some(&timeout)) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
                     Err(e) => Err(e.into()),

@@ -164,7 +164,13 @@ fn alarms(profile: Profile) -> Result<BpfProgram, BackendError> {
         Profile::Compile => rules.insert(libc::SYS_clone, one_rule(0, SeccompCmpOp::MaskedEq(THREAD), 0)?),
     };
     #[cfg(target_arch = "x86_64")]
-    rules.extend(whatever(&[libc::SYS_fork, libc::SYS_vfork, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt]));
+    rules.extend(whatever(&[
+        libc::SYS_fork,
+        libc::SYS_vfork,
+        libc::SYS_iopl,
+        libc::SYS_ioperm,
+        libc::SYS_modify_ldt,
+    ]));
     compiled(rules, SeccompAction::Allow, SeccompAction::KillProcess)
 }
 
@@ -173,14 +179,20 @@ fn allowed(profile: Profile) -> Result<BpfProgram, BackendError> {
     rules.extend(whatever(&UNKNOWN)); // Of two refusals the later one would win; theirs is the earlier.
     rules.insert(libc::SYS_mmap, one_rule(3, SeccompCmpOp::MaskedEq(SHARING), libc::MAP_PRIVATE as u64)?);
     rules.insert(libc::SYS_tgkill, one_rule(0, SeccompCmpOp::Eq, own_pid())?);
-    rules.insert(libc::SYS_prlimit64, vec![SeccompRule::new(vec![
-        argument(0, SeccompCmpOp::Eq, 0)?,
-        SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?,
-    ])?]);
+    rules.insert(
+        libc::SYS_prlimit64,
+        vec![SeccompRule::new(vec![
+            argument(0, SeccompCmpOp::Eq, 0)?,
+            SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?,
+        ])?],
+    );
     let by_descriptor = SeccompCmpOp::MaskedEq(libc::AT_EMPTY_PATH as u64);
     rules.insert(libc::SYS_newfstatat, one_rule(3, by_descriptor.clone(), libc::AT_EMPTY_PATH as u64)?);
     rules.insert(libc::SYS_statx, one_rule(2, by_descriptor, libc::AT_EMPTY_PATH as u64)?);
-    rules.insert(libc::SYS_fcntl, any_of(1, &[libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC])?);
+    rules.insert(
+        libc::SYS_fcntl,
+        any_of(1, &[libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC])?,
+    );
     if profile == Profile::Compile {
         rules.insert(libc::SYS_clone, one_rule(0, SeccompCmpOp::MaskedEq(THREAD | NAMESPACES), THREAD)?);
     }
@@ -205,11 +217,18 @@ fn one_rule(index: u8, comparison: SeccompCmpOp, value: u64) -> Result<Vec<Secco
 }
 
 fn any_of(index: u8, values: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
-    values.iter().map(|value| SeccompRule::new(vec![argument(index, SeccompCmpOp::Eq, *value as u64)?])).collect()
+    values
+        .iter()
+        .map(|value| SeccompRule::new(vec![argument(index, SeccompCmpOp::Eq, *value as u64)?]))
+        .collect()
 }
 
 /// A program that gives `on_match` to the calls in `rules`, and `otherwise` to all others. Calls of a foreign architecture kill.
-fn compiled(rules: Rules, otherwise: SeccompAction, on_match: SeccompAction) -> Result<BpfProgram, BackendError> {
+fn compiled(
+    rules: Rules,
+    otherwise: SeccompAction,
+    on_match: SeccompAction,
+) -> Result<BpfProgram, BackendError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, otherwise, on_match, architecture)?.try_into()
 }

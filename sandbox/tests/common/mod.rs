@@ -1,5 +1,5 @@
 //! What tests over real processes share.
-#![allow(dead_code, unreachable_pub, reason = "no test file uses all of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "no test file uses all of it")]
 
 use std::env;
 use std::path::PathBuf;
@@ -73,7 +73,9 @@ impl Marked {
 
 /// Processes with `mark` on their command line.
 pub fn processes(mark: &str) -> Vec<i32> {
-    let numbers = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let is_marked = |pid: &i32| {
         let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
@@ -124,7 +126,13 @@ pub fn task() -> Task {
         env: vec![],
         stdin: vec![],
         inputs: vec![],
-        limits: Limits { fuel: u64::MAX / 2, memory_bytes: 64 << 20, output_bytes: 1 << 20, output_files: 10, log_bytes: 1 << 20 },
+        limits: Limits {
+            fuel: u64::MAX / 2,
+            memory_bytes: 64 << 20,
+            output_bytes: 1 << 20,
+            output_files: 10,
+            log_bytes: 1 << 20,
+        },
         seed: [7; 32],
         starts_at_s: 1_800_000_000,
         determinism: Determinism::Deterministic,
