@@ -20,32 +20,35 @@
 
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Resource;
 
 pub use child::WorkerCommand;
 pub use pool::PoolSize;
+pub use stop::Stop;
 
 use crate::cache::Artefact;
 use crate::jail::{Profile, Walls};
 use crate::run::{Go, Step};
-use crate::task::{Limits, Outcome, Task};
-use crate::wire::{self, Answer, Order, ReceiveError, Report, TaskHead};
+use crate::task::{Outcome, Task};
+use crate::wire::{self, TaskHead};
 use child::Child;
 use line::Cut;
 use pool::{Busy, Pool, Worker};
+use talk::Trouble;
 
 mod child;
 mod line;
 mod pool;
+mod stop;
+mod talk;
 
 /// Memory of a worker beside what the task accounts for: the program itself, the engine, stacks, in bytes.
 const WORKER_BYTES: u64 = 64 << 20;
 
-/// How long a worker that was told to stop may take to report what came of it.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// The longest wait that there is.
+const EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How long a worker that closed its socket may take to end.
 const END_WITHIN: Duration = Duration::from_secs(1);
@@ -167,74 +170,6 @@ pub enum CompileFailure {
     Worker(#[from] WorkerError),
 }
 
-/// Stops a call from another thread, at any time; also one that has not begun. A clone stops the same call.
-#[derive(Clone, Default)]
-pub struct Stop(Arc<Mutex<Stopping>>);
-
-#[derive(Default)]
-struct Stopping {
-    asked: bool,
-    child: Option<Arc<Child>>,
-}
-
-impl Stop {
-    /// A stop that nobody has asked for.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Ends the call: it returns [`WorkerError::Stopped`] soon. For an outcome until here, return [`Go::Stop`] from a step instead.
-    pub fn stop(&self) {
-        let mut stopping = self.stopping();
-        stopping.asked = true;
-        if let Some(child) = &stopping.child {
-            child.kill();
-        }
-    }
-
-    /// Whether it was asked for.
-    pub fn is_asked(&self) -> bool {
-        self.stopping().asked
-    }
-
-    fn attach(&self, child: &Arc<Child>) -> Result<(), WorkerError> {
-        let mut stopping = self.stopping();
-        stopping.child = Some(Arc::clone(child));
-        if stopping.asked { Err(WorkerError::Stopped) } else { Ok(()) }
-    }
-
-    fn detach(&self) {
-        self.stopping().child = None;
-    }
-
-    fn stopping(&self) -> MutexGuard<'_, Stopping> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What went wrong in talking to a worker, before it is clear why.
-enum Trouble {
-    Socket(io::Error),
-    Nonsense(String),
-    Other(WorkerError),
-    Write(io::Error),
-}
-
-impl From<ReceiveError> for Trouble {
-    fn from(e: ReceiveError) -> Self {
-        match e {
-            ReceiveError::Socket(e) => Self::Socket(e),
-            other => Self::Nonsense(other.to_string()),
-        }
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(e: io::Error) -> Self {
-        Self::Socket(e)
-    }
-}
-
 /// What one call may use, beside what its task says.
 struct Bounds {
     wall: Duration,
@@ -284,7 +219,7 @@ impl Workers {
         let mut busy = self.compilers.take(stop, self.give_up_at())?;
         let processors = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
         let bounds = Bounds { wall: limits.wall, memory_bytes: limits.memory_bytes, processors };
-        self.call(&mut busy, &bounds, stop, |worker| ask_to_compile(worker, module, limits, into))?
+        self.call(&mut busy, &bounds, stop, |worker| talk::compile(worker, module, limits, into))?
     }
 
     /// Runs a compiled program on a task. `step` hears how far it is, and may stop it; while it thinks, the program waits and the clock runs.
@@ -305,16 +240,11 @@ impl Workers {
             artefact.reopen().map_err(|e| WorkerError::Artefact(format!("reopening the artefact: {e}")))?;
         let mut busy = self.runners.take(stop, self.give_up_at())?;
         let bounds = Bounds { wall, memory_bytes: memory_bytes(task, artefact.len_bytes()), processors: 1 };
-        self.call(&mut busy, &bounds, stop, |worker| {
-            wire::send(&mut worker.line, &Order::Run(head))?;
-            worker.line.send_file(&artefact_file)?;
-            wire::send_task_bodies(&mut worker.line, task)?;
-            follow(worker, &task.limits, step)
-        })
+        self.call(&mut busy, &bounds, stop, |worker| talk::run(worker, head, &artefact_file, task, step))
     }
 
     fn give_up_at(&self) -> Instant {
-        Instant::now() + self.settings.place_wait
+        after(self.settings.place_wait)
     }
 
     /// Bounds a worker, talks to it, and finds out what went wrong if something did.
@@ -326,7 +256,7 @@ impl Workers {
         talk: impl FnOnce(&mut Worker) -> Result<T, Trouble>,
     ) -> Result<T, WorkerError> {
         let worker = busy.worker();
-        worker.line.bound(Instant::now() + bounds.wall, bounds.memory_bytes);
+        worker.line.bound(after(bounds.wall), bounds.memory_bytes);
         set_limits(&worker.child, bounds)
             .map_err(|e| WorkerError::NotStarted(format!("limiting it: {e}")))?;
         let told = match stop.attach(&worker.child) {
@@ -336,6 +266,11 @@ impl Workers {
         stop.detach();
         told
     }
+}
+
+/// When so much time will have passed.
+fn after(wait: Duration) -> Instant {
+    Instant::now() + wait.min(EVER)
 }
 
 fn set_limits(child: &Child, bounds: &Bounds) -> io::Result<()> {
@@ -371,132 +306,11 @@ fn memory_bytes(task: &Task, artefact_bytes: u64) -> u64 {
         .fold(WORKER_BYTES, u64::saturating_add)
 }
 
-fn ask_to_compile(
-    worker: &mut Worker,
-    module: &[u8],
-    limits: &CompileLimits,
-    into: &mut dyn Write,
-) -> Result<Result<u64, CompileFailure>, Trouble> {
-    wire::send(&mut worker.line, &Order::Compile { module_bytes: module.len() as u64 })?;
-    worker.line.write_all(module)?;
-    match wire::receive(&mut worker.line)? {
-        Report::Artefact { artefact_bytes } if artefact_bytes > limits.artefact_bytes => {
-            let max_bytes = limits.artefact_bytes;
-            Ok(Err(CompileFailure::TooLong { len_bytes: artefact_bytes, max_bytes }))
-        }
-        Report::Artefact { artefact_bytes } => match pour(worker, artefact_bytes, into) {
-            Err(Trouble::Write(e)) => Ok(Err(CompileFailure::Write(e))),
-            poured => poured.map(|()| Ok(artefact_bytes)),
-        },
-        Report::Refused(why) => Ok(Err(CompileFailure::Refused(plausible(why)?))),
-        other => Err(Trouble::Nonsense(format!("{} in answer to a module", name_of(&other)))),
-    }
-}
-
-/// Hands a body on as it arrives.
-fn pour(worker: &mut Worker, len_bytes: u64, into: &mut dyn Write) -> Result<(), Trouble> {
-    const PIECE_BYTES: u64 = 256 << 10;
-    let mut left = len_bytes;
-    while left > 0 {
-        let piece = wire::receive_body(&mut worker.line, left.min(PIECE_BYTES))?;
-        into.write_all(&piece).map_err(Trouble::Write)?;
-        left -= piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// Hears a worker out.
-fn follow(
-    worker: &mut Worker,
-    limits: &Limits,
-    step: &mut dyn FnMut(Step<'_>) -> Go,
-) -> Result<Outcome, Trouble> {
-    let mut told = Told::default();
-    loop {
-        match wire::receive(&mut worker.line)? {
-            Report::Step { fuel, stdout_bytes, stderr_bytes } => {
-                told.verify_next(fuel, stdout_bytes, stderr_bytes, limits)?;
-                let stdout = wire::receive_body(&mut worker.line, stdout_bytes)?;
-                let stderr = wire::receive_body(&mut worker.line, stderr_bytes)?;
-                let go = step(Step { fuel, stdout: &stdout, stderr: &stderr });
-                answer(worker, go)?;
-            }
-            Report::Outcome(head) => {
-                head.verify(limits).map_err(|e| Trouble::Nonsense(e.to_string()))?;
-                return Ok(head.complete(&mut worker.line)?);
-            }
-            Report::Refused(why) => return Err(Trouble::Other(WorkerError::Artefact(plausible(why)?))),
-            other => return Err(Trouble::Nonsense(format!("{} in answer to a task", name_of(&other)))),
-        }
-    }
-}
-
-fn answer(worker: &mut Worker, go: Go) -> io::Result<()> {
-    let answer = match go {
-        Go::On => Answer::On,
-        Go::Stop => {
-            worker.line.hurry(Instant::now() + STOP_WITHIN);
-            Answer::Stop
-        }
-    };
-    wire::send(&mut worker.line, &answer)
-}
-
-/// What a worker's steps came to so far.
-#[derive(Debug, Default)]
-struct Told {
-    fuel: u64,
-    stdout_bytes: u64,
-    stderr_bytes: u64,
-}
-
-impl Told {
-    /// Checks that a step leads on: it must have burned or printed something, and stay within the limits.
-    fn verify_next(
-        &mut self,
-        fuel: u64,
-        stdout_bytes: u64,
-        stderr_bytes: u64,
-        limits: &Limits,
-    ) -> Result<(), Trouble> {
-        let leads_on =
-            fuel > self.fuel || (fuel == self.fuel && stdout_bytes.saturating_add(stderr_bytes) > 0);
-        self.fuel = fuel;
-        self.stdout_bytes = self.stdout_bytes.saturating_add(stdout_bytes);
-        self.stderr_bytes = self.stderr_bytes.saturating_add(stderr_bytes);
-        let is_within = fuel <= limits.fuel
-            && self.stdout_bytes <= limits.log_bytes
-            && self.stderr_bytes <= limits.log_bytes;
-        if leads_on && is_within {
-            return Ok(());
-        }
-        Err(Trouble::Nonsense(format!("a step to {self:?}, under {limits:?}")))
-    }
-}
-
-/// Checks the length of a sentence that a worker says.
-fn plausible(text: String) -> Result<String, Trouble> {
-    if text.len() <= wire::TEXT_MAX_BYTES {
-        return Ok(text);
-    }
-    Err(Trouble::Nonsense(format!("an explanation of {} bytes", text.len())))
-}
-
-fn name_of(report: &Report) -> &'static str {
-    match report {
-        Report::Ready { .. } => "that it is ready",
-        Report::Artefact { .. } => "an artefact",
-        Report::Refused(_) => "a refusal",
-        Report::Step { .. } => "a step",
-        Report::Outcome(_) => "an outcome",
-    }
-}
-
 /// Ends a worker that is in trouble, and finds out why it is.
 fn conclude(worker: &mut Worker, trouble: Trouble, bounds: &Bounds, stop: &Stop) -> WorkerError {
     let e = match trouble {
         _ if stop.is_asked() => return WorkerError::Stopped,
-        Trouble::Other(e) => return e,
+        Trouble::Known(e) => return e,
         Trouble::Nonsense(what) => return WorkerError::Nonsense(what),
         Trouble::Socket(e) | Trouble::Write(e) => e,
     };

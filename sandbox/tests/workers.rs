@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{
     LONG, Marked, cache, compile_limits, compiled, endless, module, processes, settings, task, wait_until,
@@ -17,7 +17,7 @@ use spare_sandbox::host::{
     CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError, Workers,
 };
 use spare_sandbox::run::Go;
-use spare_sandbox::task::{Exit, Input};
+use spare_sandbox::task::{Determinism, Exit, Input, Task};
 
 /// A limit that is reached soon, and far from how long anything here takes that is to be done within it.
 const SHORT: Duration = Duration::from_millis(300);
@@ -401,6 +401,55 @@ fn what_is_printed_is_told_at_the_next_step() {
     });
     assert_eq!(outcome.unwrap().stdout, b"hello");
     assert_eq!(heard, [&b"hello"[..], &b""[..]], "once, and not again");
+}
+
+#[test]
+fn real_clocks_sleep_and_entropy_work_in_the_jail() {
+    let (marked, (cache, _directory)) = (Marked::start(), cache());
+    // Sleeps 10 ms by the monotonic clock, reads the other clock, draws 16 bytes, and prints them all.
+    let text = r#"(module
+        (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "clock_time_get" (func $time (param i32 i64 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (func (export "_start")
+            (i32.store (i32.const 16) (i32.const 1))
+            (i64.store (i32.const 24) (i64.const 10000000))
+            (if (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200)) (then unreachable))
+            (if (call $time (i32.const 0) (i64.const 1) (i32.const 300)) (then unreachable))
+            (if (call $random (i32.const 308) (i32.const 16)) (then unreachable))
+            (i32.store (i32.const 0) (i32.const 300))
+            (i32.store (i32.const 4) (i32.const 24))
+            (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)) (then unreachable))))"#;
+    let artefact = compiled(&marked.workers, &cache, &wat::parse_str(text).unwrap());
+    let mut task = task();
+    let printed = |task: &Task| marked.run(&artefact, task, LONG).unwrap().stdout;
+    assert_eq!(printed(&task), printed(&task), "nothing of the machine's");
+    task.determinism = Determinism::Free;
+    let started = Instant::now();
+    let first = printed(&task);
+    assert!(started.elapsed() >= Duration::from_millis(10));
+    let now_ns = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let told_ns = u64::from_le_bytes(*first.first_chunk().unwrap());
+    assert!(told_ns < now_ns && now_ns - told_ns < LONG.as_nanos() as u64, "{told_ns} at {now_ns}");
+    assert_ne!(first[8..], printed(&task)[8..], "entropy does not repeat");
+}
+
+#[test]
+fn components_run_in_the_jail() {
+    let (marked, (cache, _directory)) = (Marked::start(), cache());
+    let text = r#"(component
+        (core module $m
+            (memory (export "memory") 1)
+            (data (i32.const 0) "\2a")
+            (func (export "run") (result i32) (i32.ne (i32.load8_u (i32.const 0)) (i32.const 42))))
+        (core instance $i (instantiate $m))
+        (func $run (result (result)) (canon lift (core func $i "run")))
+        (instance $exported (export "run" (func $run)))
+        (export "wasi:cli/run@0.2.0" (instance $exported)))"#;
+    let artefact = compiled(&marked.workers, &cache, &wat::parse_str(text).unwrap());
+    assert_eq!(marked.run(&artefact, &task(), LONG).unwrap().exit, Exit::Code(0));
 }
 
 #[test]

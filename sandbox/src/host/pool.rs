@@ -184,34 +184,44 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Starts a worker, while others may use the state.
+    fn start<'a>(&'a self, state: MutexGuard<'a, State>, rest_until: &mut Instant) -> MutexGuard<'a, State> {
+        drop(state);
+        let started = Worker::start(&self.command, self.profile);
+        let mut state = self.state();
+        match started {
+            Ok(worker) => state.warm.push_back(worker),
+            Err(e) => {
+                *rest_until = Instant::now() + REST;
+                state.failure = Some(e.to_string());
+            }
+        }
+        self.changed.notify_all();
+        state
+    }
+
     /// What the starting thread does until the pool closes.
     fn start_and_bury(&self) {
         let mut state = self.state();
         let mut rest_until = Instant::now();
         while !state.closing {
-            let dead = state.dead.pop_front();
-            let rests = Instant::now() < rest_until && state.waiting == 0;
+            if state.waiting == 0 {
+                state.failure = None; // Whoever was to hear of it has gone.
+            }
             let is_short = state.warm.len() < self.size.warm + state.waiting && state.failure.is_none();
-            if is_short && !rests {
-                drop(state);
-                let started = Worker::start(&self.command, self.profile);
-                state = self.state();
-                match started {
-                    Ok(worker) => state.warm.push_back(worker),
-                    Err(e) => {
-                        rest_until = Instant::now() + REST;
-                        state.failure = (state.waiting > 0).then(|| e.to_string());
-                    }
-                }
-                self.changed.notify_all();
-                state.dead.extend(dead);
-            } else if let Some(child) = dead {
-                drop(state);
-                let gone = child.reap(GONE_WITHIN).is_some();
-                state = self.state();
-                state.dead.extend((!gone).then_some(child));
-            } else {
-                state = self.wait(state, REST);
+            let rests = Instant::now() < rest_until && state.waiting == 0;
+            let starts = is_short && !rests;
+            let Some(child) = state.dead.pop_front() else {
+                state = if starts { self.start(state, &mut rest_until) } else { self.wait(state, REST) };
+                continue;
+            };
+            // One is buried for each that is started, so the dead do not pile up; but nobody waits for a burial.
+            drop(state);
+            let gone = child.reap(if starts { Duration::ZERO } else { GONE_WITHIN }).is_some();
+            state = self.state();
+            state.dead.extend((!gone).then_some(child));
+            if starts {
+                state = self.start(state, &mut rest_until);
             }
         }
         for worker in state.warm.drain(..).collect::<Vec<_>>() {
