@@ -210,6 +210,7 @@ fn lie(how: &str) -> ExitCode {
         ),
         "artefact" => tell(&mut parent, &frame(&[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])),
         "fat" => grow(),
+        "page-tables" => touch_much(),
         "break-out" => {
             jail::apply(Profile::Run).expect("this machine can build the jail");
             let _ = attempt("inet", &Target::of(&[]));
@@ -242,6 +243,21 @@ fn grow() {
     loop {
         taken.push(vec![1u8; 1 << 20]);
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reads a byte in each of very many places, which takes no memory but the kernel's, for page tables.
+#[expect(unsafe_code, reason = "hostile code maps what it likes")]
+fn touch_much() {
+    const PLACES: usize = 100_000;
+    const APART_BYTES: usize = 2 << 20;
+    let sharing = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as usize;
+    let protection = libc::PROT_READ as usize;
+    let start = call(libc::SYS_mmap, &[0, PLACES * APART_BYTES, protection, sharing, usize::MAX, 0]);
+    let start = start.expect("addresses are free") as usize as *const u8;
+    for place in 0..PLACES {
+        // SAFETY: it lies within the mapping.
+        unsafe { start.add(place * APART_BYTES).read_volatile() };
     }
 }
 

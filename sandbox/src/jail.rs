@@ -8,7 +8,7 @@
 //! | system calls ([`filter`]) | all of the kernel but about thirty calls | no worker starts |
 //! | Landlock | every file, TCP, abstract sockets, signals to others (as far as the kernel knows each) | no worker starts |
 //! | namespaces, empty root | network, other users' keys, names and existence of files | the worker goes without |
-//! | resource limits | core dumps, files written, descriptors; memory and processor time are set by the parent for each task | no worker starts |
+//! | resource limits | core dumps, files written, descriptors, addresses; memory and processor time are set by the parent for each task | no worker starts |
 //!
 //! Two walls stand before everything that matters, so that a hole in one is not a hole in the jail. What no wall here keeps away: timing of the shared processor's caches.
 //!
@@ -30,6 +30,10 @@ mod filter;
 
 /// Descriptors that a worker may have open at once: its socket, an artefact, and copies of both.
 const OPEN_FILES: u64 = 16;
+
+/// Addresses, in bytes: 4 GiB and guards for each of the memories that a program may have, and room beside. Mapping nothing else still
+/// costs the kernel page tables, of which this allows 384 MiB.
+const ADDRESSES_BYTES: u64 = 192 << 30;
 
 /// Threads of a compiling worker, where the kernel counts them by namespace.
 const THREADS: u64 = 64;
@@ -166,6 +170,7 @@ fn set_limits(profile: Profile, namespaces: bool) -> Result<(), JailError> {
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, OPEN_FILES),
+        (Resource::As, ADDRESSES_BYTES),
     ];
     // Outside a namespace of its own the limit counts all processes of the user, and would stop a compiler beside busy neighbours.
     if namespaces && profile == Profile::Compile {

@@ -140,10 +140,12 @@ fn memory_within_the_limit_can_all_be_used() {
 
 #[test]
 fn a_worker_that_takes_more_memory_than_it_may_is_killed() {
-    let (honest, lying, (cache, _directory)) = (Marked::start(), Marked::lying("fat"), cache());
+    let (honest, (cache, _directory)) = (Marked::start(), cache());
     let artefact = compiled(&honest.workers, &cache, &module(""));
-    let error = lying.run(&artefact, &task(), LONG).unwrap_err();
-    assert!(matches!(error, WorkerError::OutOfMemory { .. }), "{error}");
+    for how in ["fat", "page-tables"] {
+        let error = Marked::lying(how).run(&artefact, &task(), LONG).unwrap_err();
+        assert!(matches!(error, WorkerError::OutOfMemory { .. }), "{how}: {error}");
+    }
 }
 
 #[test]

@@ -81,12 +81,16 @@ impl Child {
         self.process().try_wait().ok().flatten()
     }
 
-    /// Bytes of memory that are the process's own: without files that it has mapped, which are the page cache's. `None` where `/proc` hides it.
-    pub(super) fn resident_bytes(&self) -> Option<u64> {
-        let pages = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
-        let mut pages = pages.split_ascii_whitespace().skip(1).map(|count| count.parse::<u64>().ok());
-        let (resident, shared) = (pages.next()??, pages.next()??);
-        Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+    /// Bytes of memory that are the process's own, swapped or not, and the kernel's for its page tables. Files that it has mapped are
+    /// the page cache's. `None` where `/proc` hides it.
+    pub(super) fn memory_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let own = status.lines().filter_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            let is_own = matches!(name, "RssAnon" | "RssShmem" | "VmSwap" | "VmPTE");
+            is_own.then(|| value.trim().strip_suffix(" kB")?.parse::<u64>().ok())?
+        });
+        Some(own.sum::<u64>() << 10)
     }
 
     /// Sets the most of a resource that the process may use. When that is gone it gets a signal, and one unit later it is killed.

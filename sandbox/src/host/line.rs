@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::child::Child;
 use crate::wire;
 
-/// How often a worker's memory is looked at. In between the kernel's limit on private memory holds.
+/// How often a worker's memory is looked at. In between the kernel's limits on private memory and addresses hold.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Why a line was cut at the parent's end.
@@ -93,7 +93,7 @@ impl Line {
         }
         if self.cut.is_none() && now >= self.look_at {
             self.look_at = now + LOOK_EVERY;
-            let used_bytes = self.child.resident_bytes().unwrap_or(0);
+            let used_bytes = self.child.memory_bytes().unwrap_or(0);
             self.cut = (used_bytes > self.memory_max_bytes).then_some(Cut::Fat { used_bytes });
         }
         match self.cut {
