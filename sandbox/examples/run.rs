@@ -1,6 +1,6 @@
-//! Runs a program in this process, and prints what it took:
+//! Runs a program, binary or text, in this process, and prints what it took:
 //!
-//!     cargo run --release -p spare-sandbox --example run -- PROGRAM.wasm [--input NAME=FILE]... [--output DIRECTORY] [-- ARGUMENT...]
+//!     cargo run --release -p spare-sandbox --example run -- PROGRAM [--input NAME=FILE]... [--output DIRECTORY] [-- ARGUMENT...]
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -18,20 +18,28 @@ type Failed = Box<dyn std::error::Error>;
 
 fn main() -> Result<ExitCode, Failed> {
     let mut words: VecDeque<String> = std::env::args().skip(1).collect();
-    let program = words.pop_front().ok_or("name a WebAssembly file")?;
+    let program = words.pop_front().ok_or("name a program")?;
     let (mut inputs, mut output, mut args) = (Vec::new(), None, vec![program.clone()]);
     while let Some(word) = words.pop_front() {
         match word.as_str() {
             "--input" => inputs.push(input(&words.pop_front().ok_or("--input takes NAME=FILE")?)?),
-            "--output" => output = Some(PathBuf::from(words.pop_front().ok_or("--output takes a directory")?)),
+            "--output" => {
+                output = Some(PathBuf::from(words.pop_front().ok_or("--output takes a directory")?))
+            }
             "--" => args.extend(words.drain(..)),
             _ => return Err(format!("what is {word}?").into()),
         }
     }
-    let bytes = fs::read(&program)?;
+    let bytes = wat::parse_file(&program)?;
     let started = Instant::now();
     let artefact = compile(&bytes)?;
-    eprintln!("compiled {} bytes to {} in {:?} with {}", bytes.len(), artefact.len(), started.elapsed(), engine::ENGINE_VERSION);
+    eprintln!(
+        "compiled {} bytes to {} in {:?} with {}",
+        bytes.len(),
+        artefact.len(),
+        started.elapsed(),
+        engine::ENGINE_VERSION
+    );
     let started = Instant::now();
     let program = load(file_of(&artefact)?)?;
     eprintln!("loaded in {:?}", started.elapsed());
@@ -42,7 +50,10 @@ fn main() -> Result<ExitCode, Failed> {
         Go::On
     });
     let Outcome { exit, fuel, memory_peak_bytes, .. } = &outcome;
-    eprintln!("{exit}: {fuel} fuel, {steps} steps, {memory_peak_bytes} bytes of memory, in {:?}", started.elapsed());
+    eprintln!(
+        "{exit}: {fuel} fuel, {steps} steps, {memory_peak_bytes} bytes of memory, in {:?}",
+        started.elapsed()
+    );
     std::io::stdout().write_all(&outcome.stdout)?;
     std::io::stderr().write_all(&outcome.stderr)?;
     if let Some(directory) = output {
@@ -70,7 +81,13 @@ fn task(args: Vec<String>, inputs: Vec<Input>) -> Task {
         env: Vec::new(),
         stdin: Vec::new(),
         inputs,
-        limits: Limits { fuel: 1 << 40, memory_bytes: 4 << 30, output_bytes: 1 << 30, output_files: 10_000, log_bytes: 1 << 20 },
+        limits: Limits {
+            fuel: 1 << 40,
+            memory_bytes: 4 << 30,
+            output_bytes: 1 << 30,
+            output_files: 10_000,
+            log_bytes: 1 << 20,
+        },
         seed: [0; 32],
         starts_at_s: 1_767_225_600,
         determinism: Determinism::Deterministic,

@@ -50,7 +50,9 @@ impl Clock {
     pub(crate) fn unix_ns(&self, fuel_used: u64) -> u64 {
         match self {
             Self::Virtual { starts_at_ns, .. } => starts_at_ns.saturating_add(self.elapsed_ns(fuel_used)),
-            Self::Real { .. } => nanos(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
+            Self::Real { .. } => {
+                nanos(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+            }
         }
     }
 

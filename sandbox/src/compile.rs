@@ -30,7 +30,7 @@ const GLOBALS: u64 = 50_000;
 
 /// Types, data segments and element segments.
 const TYPES: u64 = 50_000;
-const SEGMENTS: u64 = 100_000;
+const SEGMENTS: u64 = 250_000;
 
 /// Modules and components in a component, and what a component's own sections say of them.
 const MODULES: u64 = 256;
@@ -126,8 +126,12 @@ impl Counts {
             Payload::ExportSection(section) => count(&mut self.exports, section.count(), "exports", EXPORTS),
             Payload::GlobalSection(section) => count(&mut self.globals, section.count(), "globals", GLOBALS),
             Payload::DataSection(section) => count(&mut self.segments, section.count(), "segments", SEGMENTS),
-            Payload::ElementSection(section) => count(&mut self.segments, section.count(), "segments", SEGMENTS),
-            Payload::FunctionSection(section) => count(&mut self.functions, section.count(), "functions", FUNCTIONS),
+            Payload::ElementSection(section) => {
+                count(&mut self.segments, section.count(), "segments", SEGMENTS)
+            }
+            Payload::FunctionSection(section) => {
+                count(&mut self.functions, section.count(), "functions", FUNCTIONS)
+            }
             Payload::CodeSectionEntry(body) => {
                 let range = body.range();
                 too_long("a function", (range.end - range.start) as u64, FUNCTION_BYTES)?;

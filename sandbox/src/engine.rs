@@ -26,15 +26,17 @@ const STACK_BYTES: usize = 1 << 20;
 const HOST_STACK_BYTES: usize = 512 << 10;
 
 /// Features of x86-64-v2, which every server and desktop since 2009 has: without them rounding and counting bits are calls.
-const X86_64_V2: [&str; 6] = ["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
+const X86_64_V2: [&str; 6] =
+    ["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
 
 /// The engine: compiler and runtime. A process has one.
 ///
 /// # Panics
 /// On an operating system or architecture that wasmtime does not compile for.
 pub fn engine() -> Engine {
-    static ENGINE: LazyLock<Engine> =
-        LazyLock::new(|| Engine::new(&settings()).expect("the configuration is constant, and tests build it"));
+    static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+        Engine::new(&settings()).expect("the configuration is constant, and tests build it")
+    });
     ENGINE.clone()
 }
 
@@ -76,7 +78,10 @@ fn target() -> String {
     format!("{}-unknown-linux-{environment}", std::env::consts::ARCH)
 }
 
-#[expect(unsafe_code, reason = "a wrong flag would miscompile; these name processor features, which wasmtime checks for before it runs code")]
+#[expect(
+    unsafe_code,
+    reason = "a wrong flag would miscompile; these name processor features, which wasmtime checks for before it runs code"
+)]
 fn enable_x86_64_v2(config: &mut Config) {
     for feature in X86_64_V2 {
         // SAFETY: see the reason above.
@@ -107,7 +112,6 @@ impl Hasher for StableHasher {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,7 +120,10 @@ mod tests {
     fn the_version_is_the_one_that_is_built_in() {
         let lock = include_str!("../../Cargo.lock");
         let (name, version) = ENGINE_VERSION.split_once(' ').expect("name and version");
-        assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")), "not in Cargo.lock: {ENGINE_VERSION}");
+        assert!(
+            lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"\n")),
+            "not in Cargo.lock: {ENGINE_VERSION}"
+        );
     }
 
     #[test]

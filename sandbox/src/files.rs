@@ -145,7 +145,12 @@ pub(crate) enum InputError {
 
 impl Files {
     /// The tree at the start, at `now_ns`. The program may make `limit_count` files and directories of `limit_bytes` in all.
-    pub(crate) fn new(inputs: Vec<Input>, limit_bytes: u64, limit_count: u32, now_ns: u64) -> Result<Self, InputError> {
+    pub(crate) fn new(
+        inputs: Vec<Input>,
+        limit_bytes: u64,
+        limit_count: u32,
+        now_ns: u64,
+    ) -> Result<Self, InputError> {
         let mut files = Self {
             nodes: BTreeMap::new(),
             next: ROOT,
@@ -171,9 +176,14 @@ impl Files {
 
     fn add_input(&mut self, input: Input, now_ns: u64) -> Result<(), InputError> {
         let Input { path, bytes } = input;
-        let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.len() <= limits::NAME_BYTES && !name.contains('\0');
+        let is_name = |name: &str| {
+            !matches!(name, "" | "." | "..") && name.len() <= limits::NAME_BYTES && !name.contains('\0')
+        };
         let names: Vec<&str> = path.split('/').collect();
-        if path.len() > limits::PATH_BYTES || names.len() > limits::DEPTH || !names.iter().all(|name| is_name(name)) {
+        if path.len() > limits::PATH_BYTES
+            || names.len() > limits::DEPTH
+            || !names.iter().all(|name| is_name(name))
+        {
             return Err(InputError::Path(path.chars().take(limits::NAME_BYTES).collect()));
         }
         if matches!(names[0], "out" | "tmp") {
@@ -185,7 +195,13 @@ impl Files {
             parent = match self.child(parent, directory) {
                 Ok(inode) => inode,
                 Err(FileError::NotDirectory) => return Err(InputError::Twice(path)),
-                Err(_) => self.insert(parent, (*directory).into(), Content::Directory(BTreeMap::new()), false, now_ns),
+                Err(_) => self.insert(
+                    parent,
+                    (*directory).into(),
+                    Content::Directory(BTreeMap::new()),
+                    false,
+                    now_ns,
+                ),
             };
         }
         match self.child(parent, name) {
@@ -198,13 +214,21 @@ impl Files {
     }
 
     /// Adds a node, and its name to its parent unless it is its own.
-    fn insert(&mut self, parent: Inode, name: String, content: Content, writable: bool, now_ns: u64) -> Inode {
+    fn insert(
+        &mut self,
+        parent: Inode,
+        name: String,
+        content: Content,
+        writable: bool,
+        now_ns: u64,
+    ) -> Inode {
         let inode = self.next;
         self.next += 1;
         if parent != inode {
             self.entries_mut(parent).expect("a parent is a directory").insert(name.clone(), inode);
         }
-        let node = Node { parent, name, linked: true, opened: 0, writable, times: Times::all(now_ns), content };
+        let node =
+            Node { parent, name, linked: true, opened: 0, writable, times: Times::all(now_ns), content };
         self.nodes.insert(inode, node);
         inode
     }
@@ -247,7 +271,13 @@ impl Files {
             Content::Directory(_) => 0,
             Content::File(bytes) => bytes.len() as u64,
         };
-        Stat { inode, is_directory: self.is_directory(inode), bytes, links: u64::from(node.linked), times: node.times }
+        Stat {
+            inode,
+            is_directory: self.is_directory(inode),
+            bytes,
+            links: u64::from(node.linked),
+            times: node.times,
+        }
     }
 
     /// One more descriptor or stream holds the node.
@@ -288,7 +318,13 @@ impl Files {
     }
 
     /// Writes all of `written` at `offset`, and zeros before it if the file ends earlier, or nothing.
-    pub(crate) fn write(&mut self, inode: Inode, offset: u64, written: &[u8], now_ns: u64) -> Result<(), FileError> {
+    pub(crate) fn write(
+        &mut self,
+        inode: Inode,
+        offset: u64,
+        written: &[u8],
+        now_ns: u64,
+    ) -> Result<(), FileError> {
         if written.is_empty() {
             return self.file_mut(inode).map(drop);
         }

@@ -127,7 +127,12 @@ impl Guest {
     }
 
     /// Writes to a file, all or nothing.
-    pub(crate) fn write_file(&mut self, inode: u64, offset: u64, bytes: &[u8]) -> Result<Result<(), FileError>, Trap> {
+    pub(crate) fn write_file(
+        &mut self,
+        inode: u64,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<Result<(), FileError>, Trap> {
         let more = offset.saturating_add(bytes.len() as u64).saturating_sub(self.files.stat(inode).bytes);
         self.fuel.pay(price::copied(bytes.len() as u64))?;
         self.pay_for_growth(more)?;

@@ -77,7 +77,9 @@ const IMPLEMENTED: [&str; 20] = [
 ];
 
 fn is_implemented(import: &str) -> bool {
-    import.split_once('@').is_some_and(|(name, version)| version.starts_with("0.2.") && IMPLEMENTED.contains(&name))
+    import
+        .split_once('@')
+        .is_some_and(|(name, version)| version.starts_with("0.2.") && IMPLEMENTED.contains(&name))
 }
 
 /// Defines an import that ends the program with its name.
@@ -91,7 +93,9 @@ fn define_trap(
     match item {
         ComponentItem::ComponentFunc(_) => {
             let full_name = full_name.to_owned();
-            linker.func_new(name, move |_, _, _, _| wasmtime::bail!("it called {full_name}, which the sandbox does not have"))
+            linker.func_new(name, move |_, _, _, _| {
+                wasmtime::bail!("it called {full_name}, which the sandbox does not have")
+            })
         }
         ComponentItem::Resource(_) => linker.resource(name, ResourceType::host::<Terminal>(), |_, _| Ok(())),
         ComponentItem::ComponentInstance(instance) => {

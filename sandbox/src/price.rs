@@ -31,8 +31,19 @@ pub(crate) const MEMORY_PAGE: u8 = 255;
 pub(crate) const THROW: u8 = 255;
 
 /// All of the above, and the divisors below.
-pub(crate) const ALL: [u64; 11] =
-    [CALL, PATH, PATH_BYTE, CHANGE, ITEM, ENTRY, MEMORY_PAGE as u64, THROW as u64, COPIED_BYTES, RANDOM_BYTE, NEW_BYTE];
+pub(crate) const ALL: [u64; 11] = [
+    CALL,
+    PATH,
+    PATH_BYTE,
+    CHANGE,
+    ITEM,
+    ENTRY,
+    MEMORY_PAGE as u64,
+    THROW as u64,
+    COPIED_BYTES,
+    RANDOM_BYTE,
+    NEW_BYTE,
+];
 
 /// So many bytes are copied for one fuel.
 const COPIED_BYTES: u64 = 4;

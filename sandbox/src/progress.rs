@@ -14,6 +14,8 @@ pub(crate) struct State {
     pub(crate) fuel: u64,
     /// Fuel at which the next step is due.
     pub(crate) step_at: u64,
+    /// Whether code yielded, and has not gone on yet.
+    pub(crate) has_yielded: bool,
     /// Standard output.
     pub(crate) stdout: Log,
     /// Standard error.
@@ -24,7 +26,13 @@ impl Progress {
     /// Nothing used, nothing printed; the first step is due at `step_at`, and each log keeps `log_bytes`.
     pub(crate) fn new(log_bytes: u64, step_at: u64) -> Self {
         let log = || Log::new(log_bytes);
-        Self(Arc::new(Mutex::new(State { fuel: 0, step_at, stdout: log(), stderr: log() })))
+        Self(Arc::new(Mutex::new(State {
+            fuel: 0,
+            step_at,
+            has_yielded: false,
+            stdout: log(),
+            stderr: log(),
+        })))
     }
 
     /// The state, for as long as nothing else happens.

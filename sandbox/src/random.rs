@@ -36,7 +36,11 @@ impl Random {
 fn entropy() -> [u8; 32] {
     let mut seed = [0; 32];
     let drawn = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
-    assert_eq!(drawn, Ok(seed.len()), "Linux gives up to 256 bytes at once, and has entropy since long before this runs");
+    assert_eq!(
+        drawn,
+        Ok(seed.len()),
+        "Linux gives up to 256 bytes at once, and has entropy since long before this runs"
+    );
     seed
 }
 

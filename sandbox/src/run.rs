@@ -17,7 +17,10 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use wasmtime::component::Component;
-use wasmtime::{CallHook, Engine, ExternType, InstancePre, Linker, Module, Precompiled, Store, StoreContextMut, ThrownException, Trap, UnknownImportError};
+use wasmtime::{
+    CallHook, Engine, ExternType, InstancePre, Linker, Module, Precompiled, Store, StoreContextMut,
+    ThrownException, Trap, UnknownImportError,
+};
 
 use crate::engine::engine;
 use crate::guest::{ExitCode, Guest};
@@ -124,14 +127,20 @@ fn precompiled(mut artefact: &File) -> io::Result<Option<Precompiled>> {
     Ok(Engine::detect_precompiled(&header))
 }
 
-#[expect(unsafe_code, reason = "artefacts are made by our own compiler child and kept where nobody else writes; see `load`")]
+#[expect(
+    unsafe_code,
+    reason = "artefacts are made by our own compiler child and kept where nobody else writes; see `load`"
+)]
 fn load_module(engine: &Engine, artefact: File) -> wasmtime::Result<Module> {
     // SAFETY: see the reason above.
     unsafe { Module::deserialize_open_file(engine, artefact) }
 }
 
 /// wasmtime maps components by path only, which a jailed process may not have, so this reads the whole.
-#[expect(unsafe_code, reason = "artefacts are made by our own compiler child and kept where nobody else writes; see `load`")]
+#[expect(
+    unsafe_code,
+    reason = "artefacts are made by our own compiler child and kept where nobody else writes; see `load`"
+)]
 fn load_component(engine: &Engine, mut artefact: File) -> io::Result<wasmtime::Result<Component>> {
     let mut bytes = Vec::new();
     artefact.read_to_end(&mut bytes)?;
@@ -150,7 +159,11 @@ fn module_entry(engine: &Engine, module: &Module) -> Entry {
 
 fn import_error(error: &wasmtime::Error) -> String {
     match error.downcast_ref::<UnknownImportError>() {
-        Some(import) => shorten(&format!("it imports {} of {}, which the sandbox does not have", import.name(), import.module())),
+        Some(import) => shorten(&format!(
+            "it imports {} of {}, which the sandbox does not have",
+            import.name(),
+            import.module()
+        )),
         None => text(error),
     }
 }
@@ -169,7 +182,9 @@ fn check_exports(module: &Module) -> Result<(), &'static str> {
 }
 
 fn component_entry(engine: &Engine, component: &Component) -> Entry {
-    let linked = preview2::linker(engine, component).and_then(|linker| linker.instantiate_pre(component)).and_then(ProgramPre::new);
+    let linked = preview2::linker(engine, component)
+        .and_then(|linker| linker.instantiate_pre(component))
+        .and_then(ProgramPre::new);
     linked.map_or_else(|error| Entry::None(text(&error)), Entry::Component)
 }
 
@@ -206,15 +221,12 @@ fn store(engine: &Engine, guest: Guest, fuel: u64) -> Store<Guest> {
 
 /// Moves fuel between code and host, at every crossing.
 ///
-/// Only host functions of ours pay. The engine's own helpers cross here, too, while code still has a part of its fuel in a register:
-/// then nothing may be put back, and nothing is, since nothing was paid.
+/// Code keeps its fuel in a register while it runs, and stores and loads it where it calls. The engine's own helpers (growing memory, say)
+/// cross here, too, without that. What is put into the store then is lost or counted twice, so it is touched in two cases only:
+/// when a host function of ours has paid, since that was a call, and after a yield, from which code loads its fuel as well.
 fn account(mut store: StoreContextMut<'_, Guest>, crossing: CallHook) -> wasmtime::Result<()> {
     match crossing {
         CallHook::CallingHost | CallHook::ReturningFromWasm => {
-            // Before the engine hands out fuel again after a yield.
-            if std::mem::take(&mut store.data_mut().yields_soon) {
-                store.fuel_async_yield_interval(Some(STEP_FUEL))?;
-            }
             let left = store.get_fuel()?;
             let guest = store.data_mut();
             guest.fuel.take_over(left);
@@ -222,12 +234,19 @@ fn account(mut store: StoreContextMut<'_, Guest>, crossing: CallHook) -> wasmtim
         }
         CallHook::ReturningFromHost | CallHook::CallingWasm => {
             let guest = store.data_mut();
-            let Some(left) = guest.fuel.hand_back() else { return Ok(()) };
-            guest.yields_soon = guest.fuel.used() >= guest.progress.state().step_at;
-            if guest.yields_soon {
-                store.fuel_async_yield_interval(Some(1))?;
+            let (step_at, has_yielded) = {
+                let mut state = guest.progress.state();
+                (state.step_at, std::mem::take(&mut state.has_yielded))
+            };
+            if let Some(left) = guest.fuel.hand_back() {
+                guest.yields_soon = guest.fuel.used() >= step_at;
+                if guest.yields_soon {
+                    store.fuel_async_yield_interval(Some(1))?;
+                }
+                store.set_fuel(left)?;
+            } else if has_yielded && std::mem::take(&mut guest.yields_soon) {
+                store.fuel_async_yield_interval(Some(STEP_FUEL))?;
             }
-            store.set_fuel(left)?;
         }
     }
     Ok(())
@@ -274,6 +293,7 @@ fn drive<T>(future: impl Future<Output = T>, mut step: impl FnMut() -> Go) -> Op
 fn report(progress: &Progress, step: &mut dyn FnMut(Step<'_>) -> Go) -> Go {
     let mut state = progress.state();
     state.step_at = state.fuel.saturating_add(STEP_FUEL);
+    state.has_yielded = true;
     let go = step(Step { fuel: state.fuel, stdout: state.stdout.news(), stderr: state.stderr.news() });
     state.stdout.reported();
     state.stderr.reported();
@@ -298,7 +318,9 @@ fn exit(failure: Failure, store: &Store<Guest>) -> Exit {
         _ if error.is::<ThrownException>() => Exit::Trapped("an exception that nobody caught".into()),
         Some(needed) if is_starting => {
             let limit = memory.limit_bytes();
-            Exit::Refused(format!("it needs {needed} bytes of memory and tables to start, and may have {limit}"))
+            Exit::Refused(format!(
+                "it needs {needed} bytes of memory and tables to start, and may have {limit}"
+            ))
         }
         None if is_starting => Exit::Refused(text(&error)),
         _ => Exit::Trapped(text(&error)),

@@ -17,7 +17,13 @@ pub(crate) enum NewTime {
 
 impl Files {
     /// Opens what `path` names, and makes a file there if that is asked for. Give the node back to [`Self::release`].
-    pub(crate) fn open(&mut self, base: Inode, path: &str, how: Opening, now_ns: u64) -> Result<Inode, FileError> {
+    pub(crate) fn open(
+        &mut self,
+        base: Inode,
+        path: &str,
+        how: Opening,
+        now_ns: u64,
+    ) -> Result<Inode, FileError> {
         let inode = match self.walk(base, path)? {
             Place::Directory(_) if how.create && how.exclusive => return Err(FileError::Exists),
             Place::Directory(inode) => inode,
@@ -25,9 +31,13 @@ impl Files {
                 Ok(_) if how.create && how.exclusive => return Err(FileError::Exists),
                 Ok(inode) if slash && !self.is_directory(inode) => return Err(FileError::NotDirectory),
                 Ok(inode) => inode,
-                Err(FileError::NotFound) if how.create && how.must_be_directory => return Err(FileError::Invalid),
+                Err(FileError::NotFound) if how.create && how.must_be_directory => {
+                    return Err(FileError::Invalid);
+                }
                 Err(FileError::NotFound) if how.create && slash => return Err(FileError::IsDirectory),
-                Err(FileError::NotFound) if how.create => self.make(directory, name, Content::File(Vec::new()), now_ns)?,
+                Err(FileError::NotFound) if how.create => {
+                    self.make(directory, name, Content::File(Vec::new()), now_ns)?
+                }
                 Err(error) => return Err(error),
             },
         };
@@ -49,7 +59,13 @@ impl Files {
     }
 
     /// Makes a node in a directory that has no such entry.
-    fn make(&mut self, directory: Inode, name: &str, content: Content, now_ns: u64) -> Result<Inode, FileError> {
+    fn make(
+        &mut self,
+        directory: Inode,
+        name: &str,
+        content: Content,
+        now_ns: u64,
+    ) -> Result<Inode, FileError> {
         self.check_changeable(directory)?;
         if self.depth(directory) >= limits::DEPTH {
             return Err(FileError::NameTooLong);
@@ -81,17 +97,23 @@ impl Files {
 
     /// Makes a directory.
     pub(crate) fn create_directory(&mut self, base: Inode, path: &str, now_ns: u64) -> Result<(), FileError> {
-        let Place::Entry { directory, name, .. } = self.walk(base, path)? else { return Err(FileError::Exists) };
+        let Place::Entry { directory, name, .. } = self.walk(base, path)? else {
+            return Err(FileError::Exists);
+        };
         match self.child(directory, name) {
             Ok(_) => Err(FileError::Exists),
-            Err(FileError::NotFound) => self.make(directory, name, Content::Directory(BTreeMap::new()), now_ns).map(drop),
+            Err(FileError::NotFound) => {
+                self.make(directory, name, Content::Directory(BTreeMap::new()), now_ns).map(drop)
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Removes an empty directory.
     pub(crate) fn remove_directory(&mut self, base: Inode, path: &str, now_ns: u64) -> Result<(), FileError> {
-        let Place::Entry { directory, name, .. } = self.walk(base, path)? else { return Err(FileError::Invalid) };
+        let Place::Entry { directory, name, .. } = self.walk(base, path)? else {
+            return Err(FileError::Invalid);
+        };
         let inode = self.child(directory, name)?;
         let is_empty = self.entries(inode)?.is_empty();
         self.check_changeable(directory)?;
@@ -104,7 +126,9 @@ impl Files {
 
     /// Removes a file's name. Who has it open still has it.
     pub(crate) fn remove_file(&mut self, base: Inode, path: &str, now_ns: u64) -> Result<(), FileError> {
-        let Place::Entry { directory, name, slash } = self.walk(base, path)? else { return Err(FileError::IsDirectory) };
+        let Place::Entry { directory, name, slash } = self.walk(base, path)? else {
+            return Err(FileError::IsDirectory);
+        };
         let inode = self.child(directory, name)?;
         match self.is_directory(inode) {
             true => return Err(FileError::IsDirectory),
@@ -127,9 +151,18 @@ impl Files {
     }
 
     /// Gives a node another name, which another node may lose by that. Returns how many nodes were looked at.
-    pub(crate) fn rename(&mut self, from: (Inode, &str), to: (Inode, &str), now_ns: u64) -> Result<u64, FileError> {
-        let Place::Entry { directory: old, name: old_name, .. } = self.walk(from.0, from.1)? else { return Err(FileError::Invalid) };
-        let Place::Entry { directory: new, name: new_name, slash } = self.walk(to.0, to.1)? else { return Err(FileError::Exists) };
+    pub(crate) fn rename(
+        &mut self,
+        from: (Inode, &str),
+        to: (Inode, &str),
+        now_ns: u64,
+    ) -> Result<u64, FileError> {
+        let Place::Entry { directory: old, name: old_name, .. } = self.walk(from.0, from.1)? else {
+            return Err(FileError::Invalid);
+        };
+        let Place::Entry { directory: new, name: new_name, slash } = self.walk(to.0, to.1)? else {
+            return Err(FileError::Exists);
+        };
         let inode = self.child(old, old_name)?;
         self.check_changeable(old)?;
         self.check_changeable(new)?;
@@ -186,7 +219,13 @@ impl Files {
     }
 
     /// Sets times.
-    pub(crate) fn set_times(&mut self, inode: Inode, accessed: NewTime, modified: NewTime, now_ns: u64) -> Result<(), FileError> {
+    pub(crate) fn set_times(
+        &mut self,
+        inode: Inode,
+        accessed: NewTime,
+        modified: NewTime,
+        now_ns: u64,
+    ) -> Result<(), FileError> {
         let node = self.node_mut(inode);
         if !node.writable {
             return Err(FileError::ReadOnly);

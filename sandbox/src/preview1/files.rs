@@ -33,7 +33,14 @@ const PREOPENED_NAME: &[u8] = b"/";
 /// The bytes of a `dirent` before its name.
 const DIRENT_BYTES: usize = 24;
 
-pub(super) fn fd_advise(guest: &mut Guest, _: &mut Memory<'_>, fd: u32, offset: u64, length: u64, advice: u32) -> Answer {
+pub(super) fn fd_advise(
+    guest: &mut Guest,
+    _: &mut Memory<'_>,
+    fd: u32,
+    offset: u64,
+    length: u64,
+    advice: u32,
+) -> Answer {
     guest.descriptors.file_mut(fd)?;
     if advice > 5 || offset.checked_add(length).is_none() {
         return Err(Errno::INVAL.into());
@@ -41,7 +48,13 @@ pub(super) fn fd_advise(guest: &mut Guest, _: &mut Memory<'_>, fd: u32, offset: 
     Ok(())
 }
 
-pub(super) fn fd_allocate(guest: &mut Guest, _: &mut Memory<'_>, fd: u32, offset: u64, length: u64) -> Answer {
+pub(super) fn fd_allocate(
+    guest: &mut Guest,
+    _: &mut Memory<'_>,
+    fd: u32,
+    offset: u64,
+    length: u64,
+) -> Answer {
     let inode = writable(guest, fd)?.inode;
     let size = offset.checked_add(length).ok_or(Errno::INVAL)?;
     if size > guest.files.stat(inode).bytes {
@@ -68,7 +81,11 @@ pub(super) fn fd_fdstat_get(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32,
         Descriptor::File(file) => {
             let read = if file.read { RIGHT_READ } else { 0 };
             let write = if file.write { RIGHT_WRITE } else { 0 };
-            (REGULAR_FILE, if file.append { APPEND } else { 0 }, ALL_RIGHTS & !(RIGHT_READ | RIGHT_WRITE) | read | write)
+            (
+                REGULAR_FILE,
+                if file.append { APPEND } else { 0 },
+                ALL_RIGHTS & !(RIGHT_READ | RIGHT_WRITE) | read | write,
+            )
         }
     };
     let mut stat = [0; 24];
@@ -90,7 +107,13 @@ pub(super) fn fd_fdstat_set_flags(guest: &mut Guest, _: &mut Memory<'_>, fd: u32
 }
 
 /// Rights were dropped from the standard's successors. Giving some up changes nothing.
-pub(super) fn fd_fdstat_set_rights(guest: &mut Guest, _: &mut Memory<'_>, fd: u32, _base: u64, _inheriting: u64) -> Answer {
+pub(super) fn fd_fdstat_set_rights(
+    guest: &mut Guest,
+    _: &mut Memory<'_>,
+    fd: u32,
+    _base: u64,
+    _inheriting: u64,
+) -> Answer {
     guest.descriptors.get(fd)?;
     Ok(())
 }
@@ -147,7 +170,14 @@ pub(super) fn fd_pread(
     Ok(memory.write_u32(out, read)?)
 }
 
-pub(super) fn fd_read(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, vectors: u32, count: u32, out: u32) -> Answer {
+pub(super) fn fd_read(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    vectors: u32,
+    count: u32,
+    out: u32,
+) -> Answer {
     let read = match guest.descriptors.get(fd)? {
         Descriptor::Stdin => read_stdin(guest, memory, vectors, count)?,
         _ => {
@@ -175,7 +205,14 @@ fn read_stdin(guest: &mut Guest, memory: &mut Memory<'_>, vectors: u32, count: u
 }
 
 /// Reads from `offset` on into what the vectors name, as far as the file goes.
-fn read_file(guest: &mut Guest, memory: &mut Memory<'_>, inode: Inode, offset: u64, vectors: u32, count: u32) -> Answer<u32> {
+fn read_file(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    inode: Inode,
+    offset: u64,
+    vectors: u32,
+    count: u32,
+) -> Answer<u32> {
     check_count(guest, count)?;
     let mut read = 0_u32;
     for index in 0..count {
@@ -213,7 +250,14 @@ pub(super) fn fd_pwrite(
     Ok(memory.write_u32(out, written)?)
 }
 
-pub(super) fn fd_write(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, vectors: u32, count: u32, out: u32) -> Answer {
+pub(super) fn fd_write(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    vectors: u32,
+    count: u32,
+    out: u32,
+) -> Answer {
     let written = match guest.descriptors.get(fd)? {
         Descriptor::Print(to) => {
             let to: Stdio = *to;
@@ -261,7 +305,13 @@ pub(super) fn fd_prestat_get(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32
     Ok(memory.write_u32(out.wrapping_add(4), PREOPENED_NAME.len() as u32)?)
 }
 
-pub(super) fn fd_prestat_dir_name(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, at: u32, length: u32) -> Answer {
+pub(super) fn fd_prestat_dir_name(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    at: u32,
+    length: u32,
+) -> Answer {
     check_preopened(guest, fd)?;
     if (length as usize) < PREOPENED_NAME.len() {
         return Err(Errno::NAMETOOLONG.into());
@@ -281,7 +331,15 @@ fn check_preopened(guest: &Guest, fd: u32) -> Answer {
 /// Writes entries of a directory from number `cookie` on, the last one cut where the room ends. `.` and `..` come first.
 ///
 /// The entries are taken down when listing starts from the beginning, so that a program may remove what it was shown.
-pub(super) fn fd_readdir(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, at: u32, length: u32, cookie: u64, out: u32) -> Answer {
+pub(super) fn fd_readdir(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    at: u32,
+    length: u32,
+    cookie: u64,
+    out: u32,
+) -> Answer {
     memory.bytes(at, length)?;
     let listing = take_listing(guest, fd, cookie)?;
     let answer = write_entries(guest, memory, &listing, at, length, cookie);
@@ -294,7 +352,9 @@ pub(super) fn fd_readdir(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, at
 
 /// The listing that the descriptor has, or a new one if it has none or starts again.
 fn take_listing(guest: &mut Guest, fd: u32, cookie: u64) -> Answer<Listing> {
-    let Descriptor::Directory { inode, listing } = guest.descriptors.get_mut(fd)? else { return Err(Errno::NOTDIR.into()) };
+    let Descriptor::Directory { inode, listing } = guest.descriptors.get_mut(fd)? else {
+        return Err(Errno::NOTDIR.into());
+    };
     match listing.take() {
         Some(listing) if cookie > 0 => return Ok(listing),
         Some(listing) => guest.files.end_listing(listing),
@@ -305,7 +365,14 @@ fn take_listing(guest: &mut Guest, fd: u32, cookie: u64) -> Answer<Listing> {
     Ok(guest.files.list(inode)?)
 }
 
-fn write_entries(guest: &mut Guest, memory: &mut Memory<'_>, listing: &Listing, at: u32, length: u32, cookie: u64) -> Answer<u32> {
+fn write_entries(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    listing: &Listing,
+    at: u32,
+    length: u32,
+    cookie: u64,
+) -> Answer<u32> {
     let last = listing.inodes.len() as u64 + 2;
     let mut used = 0_u32;
     for index in cookie..last {
@@ -314,7 +381,10 @@ fn write_entries(guest: &mut Guest, memory: &mut Memory<'_>, listing: &Listing, 
         let entry = match index {
             0 => Some((".", listing.directory, DIRECTORY)),
             1 => Some(("..", parent, DIRECTORY)),
-            _ => guest.files.listed(listing, (index - 2) as usize).map(|(name, stat)| (name, stat.inode, kind(stat))),
+            _ => guest
+                .files
+                .listed(listing, (index - 2) as usize)
+                .map(|(name, stat)| (name, stat.inode, kind(stat))),
         };
         let Some((name, inode, kind)) = entry else { continue };
         let mut dirent = Vec::with_capacity(DIRENT_BYTES + name.len());
@@ -338,7 +408,14 @@ pub(super) fn fd_renumber(guest: &mut Guest, _: &mut Memory<'_>, from: u32, to: 
     Ok(guest.descriptors.renumber(from, to, &mut guest.files)?)
 }
 
-pub(super) fn fd_seek(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, offset: i64, whence: u32, out: u32) -> Answer {
+pub(super) fn fd_seek(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    offset: i64,
+    whence: u32,
+    out: u32,
+) -> Answer {
     let file = *seekable(guest, fd)?;
     let from = match whence {
         0 => 0,

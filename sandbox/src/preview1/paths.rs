@@ -24,7 +24,13 @@ fn at(guest: &mut Guest, memory: &Memory<'_>, fd: u32, path: u32, length: u32) -
     Ok((guest.descriptors.directory(fd)?, path))
 }
 
-pub(super) fn path_create_directory(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, path: u32, length: u32) -> Answer {
+pub(super) fn path_create_directory(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    path: u32,
+    length: u32,
+) -> Answer {
     let (base, path) = at(guest, memory, fd, path, length)?;
     guest.fuel.pay(price::CHANGE)?;
     let now_ns = guest.unix_ns();
@@ -111,7 +117,13 @@ pub(super) fn path_open(
         Descriptor::Directory { inode, listing: None }
     } else {
         let append = fd_flags & APPEND != 0;
-        Descriptor::File(OpenFile { inode, position: 0, append, read: rights & RIGHT_READ != 0, write: how.write })
+        Descriptor::File(OpenFile {
+            inode,
+            position: 0,
+            append,
+            read: rights & RIGHT_READ != 0,
+            write: how.write,
+        })
     };
     let fd = guest.descriptors.add(descriptor);
     Ok(memory.write_u32(out, fd)?)
@@ -134,7 +146,13 @@ pub(super) fn path_readlink(
     Err(Errno::INVAL.into())
 }
 
-pub(super) fn path_remove_directory(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, path: u32, length: u32) -> Answer {
+pub(super) fn path_remove_directory(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    path: u32,
+    length: u32,
+) -> Answer {
     let (base, path) = at(guest, memory, fd, path, length)?;
     guest.fuel.pay(price::CHANGE)?;
     let now_ns = guest.unix_ns();
@@ -174,7 +192,13 @@ pub(super) fn path_symlink(
     Err(FileError::Unsupported.into())
 }
 
-pub(super) fn path_unlink_file(guest: &mut Guest, memory: &mut Memory<'_>, fd: u32, path: u32, length: u32) -> Answer {
+pub(super) fn path_unlink_file(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    fd: u32,
+    path: u32,
+    length: u32,
+) -> Answer {
     let (base, path) = at(guest, memory, fd, path, length)?;
     guest.fuel.pay(price::CHANGE)?;
     let now_ns = guest.unix_ns();

@@ -43,17 +43,29 @@ pub(super) fn args_sizes_get(guest: &mut Guest, memory: &mut Memory<'_>, count: 
 
 pub(super) fn environ_get(guest: &mut Guest, memory: &mut Memory<'_>, pointers: u32, bytes: u32) -> Answer {
     let env = std::mem::take(&mut guest.env);
-    let answer = write_strings(guest, memory, pointers, bytes, env.iter().map(|(name, value)| [name, "=", value]));
+    let answer =
+        write_strings(guest, memory, pointers, bytes, env.iter().map(|(name, value)| [name, "=", value]));
     guest.env = env;
     answer
 }
 
-pub(super) fn environ_sizes_get(guest: &mut Guest, memory: &mut Memory<'_>, count: u32, bytes: u32) -> Answer {
+pub(super) fn environ_sizes_get(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    count: u32,
+    bytes: u32,
+) -> Answer {
     let length: usize = guest.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
     write_sizes(memory, count, bytes, guest.env.len(), length)
 }
 
-fn write_sizes(memory: &mut Memory<'_>, count_out: u32, bytes_out: u32, count: usize, bytes: usize) -> Answer {
+fn write_sizes(
+    memory: &mut Memory<'_>,
+    count_out: u32,
+    bytes_out: u32,
+    count: usize,
+    bytes: usize,
+) -> Answer {
     memory.write_u32(count_out, u32::try_from(count).map_err(|_| Errno::FAULT)?)?;
     Ok(memory.write_u32(bytes_out, u32::try_from(bytes).map_err(|_| Errno::FAULT)?)?)
 }
@@ -86,7 +98,13 @@ pub(super) fn clock_res_get(_: &mut Guest, memory: &mut Memory<'_>, clock: u32, 
     }
 }
 
-pub(super) fn clock_time_get(guest: &mut Guest, memory: &mut Memory<'_>, clock: u32, _precision: u64, out: u32) -> Answer {
+pub(super) fn clock_time_get(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    clock: u32,
+    _precision: u64,
+    out: u32,
+) -> Answer {
     let ns = time(guest, clock)?;
     Ok(memory.write_u64(out, ns)?)
 }
@@ -119,7 +137,14 @@ enum When {
 /// Waits until at least one of the subscriptions is ready, and writes events for all that are.
 ///
 /// Descriptors always are. So the program sleeps only if it asks for nothing but clocks, and then until the first of them.
-pub(super) fn poll_oneoff(guest: &mut Guest, memory: &mut Memory<'_>, subscriptions: u32, events: u32, count: u32, out: u32) -> Answer {
+pub(super) fn poll_oneoff(
+    guest: &mut Guest,
+    memory: &mut Memory<'_>,
+    subscriptions: u32,
+    events: u32,
+    count: u32,
+    out: u32,
+) -> Answer {
     if count == 0 || count > limits::ITEMS {
         return Err(Errno::INVAL.into());
     }
@@ -160,7 +185,11 @@ fn subscription(guest: &Guest, memory: &Memory<'_>, subscriptions: u32, index: u
     let when = match kind {
         CLOCK_EVENT => deadline(guest, bytes),
         READ_EVENT => readable_bytes(guest, u32_at(bytes, 16)).map(When::Now),
-        WRITE_EVENT => guest.descriptors.get(u32_at(bytes, 16)).map(|_| When::Now(limits::STREAM_BYTES)).map_err(Errno::from),
+        WRITE_EVENT => guest
+            .descriptors
+            .get(u32_at(bytes, 16))
+            .map(|_| When::Now(limits::STREAM_BYTES))
+            .map_err(Errno::from),
         _ => return Err(Errno::INVAL.into()),
     };
     Ok(Wanted { user_data, kind, when })
@@ -225,7 +254,15 @@ pub(super) fn sock_recv(
     no_socket(guest, fd)
 }
 
-pub(super) fn sock_send(guest: &mut Guest, _: &mut Memory<'_>, fd: u32, _vectors: u32, _count: u32, _flags: u32, _out: u32) -> Answer {
+pub(super) fn sock_send(
+    guest: &mut Guest,
+    _: &mut Memory<'_>,
+    fd: u32,
+    _vectors: u32,
+    _count: u32,
+    _flags: u32,
+    _out: u32,
+) -> Answer {
     no_socket(guest, fd)
 }
 

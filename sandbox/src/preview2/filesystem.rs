@@ -4,8 +4,8 @@ use wasmtime::component::Resource;
 
 use super::bindings::wasi::filesystem::preopens;
 use super::bindings::wasi::filesystem::types::{
-    self, Advice, DescriptorFlags, DescriptorStat, DescriptorType, DirectoryEntry, ErrorCode, MetadataHashValue, NewTimestamp, OpenFlags,
-    PathFlags,
+    self, Advice, DescriptorFlags, DescriptorStat, DescriptorType, DirectoryEntry, ErrorCode,
+    MetadataHashValue, NewTimestamp, OpenFlags, PathFlags,
 };
 use super::cli::{datetime, nanoseconds};
 use super::handles::{Descriptor, Entries, Failure, InputStream, IoError, OutputStream};
@@ -24,7 +24,11 @@ impl Guest {
     }
 
     /// The node of a descriptor that is open for `flags`.
-    fn node_open_for(&mut self, descriptor: &Resource<Descriptor>, flags: DescriptorFlags) -> FileResult<Inode> {
+    fn node_open_for(
+        &mut self,
+        descriptor: &Resource<Descriptor>,
+        flags: DescriptorFlags,
+    ) -> FileResult<Inode> {
         self.fuel.pay(price::CALL)?;
         let descriptor = self.handles.get(descriptor)?;
         if self.files.is_directory(descriptor.inode) {
@@ -56,7 +60,12 @@ impl Guest {
         })
     }
 
-    fn set_times_of(&mut self, inode: Inode, accessed: NewTimestamp, modified: NewTimestamp) -> FileResult<()> {
+    fn set_times_of(
+        &mut self,
+        inode: Inode,
+        accessed: NewTimestamp,
+        modified: NewTimestamp,
+    ) -> FileResult<()> {
         let now_ns = self.unix_ns();
         let time = |time| match time {
             NewTimestamp::NoChange => NewTime::Same,
@@ -82,14 +91,22 @@ impl types::Host for Guest {
 }
 
 impl types::HostDescriptor for Guest {
-    fn read_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: u64) -> FileResult<Resource<InputStream>> {
+    fn read_via_stream(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        offset: u64,
+    ) -> FileResult<Resource<InputStream>> {
         let inode = self.node_open_for(&descriptor, DescriptorFlags::READ)?;
         self.fuel.pay(price::CHANGE)?;
         self.files.hold(inode);
         self.push_held(inode, InputStream::File { inode, position: offset })
     }
 
-    fn write_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: u64) -> FileResult<Resource<OutputStream>> {
+    fn write_via_stream(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        offset: u64,
+    ) -> FileResult<Resource<OutputStream>> {
         let inode = self.node_open_for(&descriptor, DescriptorFlags::WRITE)?;
         self.fuel.pay(price::CHANGE)?;
         self.files.hold(inode);
@@ -103,7 +120,13 @@ impl types::HostDescriptor for Guest {
         self.push_held(inode, OutputStream::Append { inode })
     }
 
-    fn advise(&mut self, descriptor: Resource<Descriptor>, _offset: u64, _length: u64, _advice: Advice) -> FileResult<()> {
+    fn advise(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        _offset: u64,
+        _length: u64,
+        _advice: Advice,
+    ) -> FileResult<()> {
         self.node(&descriptor).map(drop)
     }
 
@@ -126,12 +149,22 @@ impl types::HostDescriptor for Guest {
         Ok(self.set_file_size(inode, size)??)
     }
 
-    fn set_times(&mut self, descriptor: Resource<Descriptor>, accessed: NewTimestamp, modified: NewTimestamp) -> FileResult<()> {
+    fn set_times(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        accessed: NewTimestamp,
+        modified: NewTimestamp,
+    ) -> FileResult<()> {
         let inode = self.node(&descriptor)?;
         self.set_times_of(inode, accessed, modified)
     }
 
-    fn read(&mut self, descriptor: Resource<Descriptor>, length: u64, offset: u64) -> FileResult<(Vec<u8>, bool)> {
+    fn read(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        length: u64,
+        offset: u64,
+    ) -> FileResult<(Vec<u8>, bool)> {
         let inode = self.node_open_for(&descriptor, DescriptorFlags::READ)?;
         let left = self.files.read(inode, offset)?;
         let read = (left.len() as u64).min(length).min(limits::STREAM_BYTES);
@@ -168,7 +201,12 @@ impl types::HostDescriptor for Guest {
         Ok(stat(self.files.stat(inode)))
     }
 
-    fn stat_at(&mut self, descriptor: Resource<Descriptor>, _: PathFlags, path: String) -> FileResult<DescriptorStat> {
+    fn stat_at(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        _: PathFlags,
+        path: String,
+    ) -> FileResult<DescriptorStat> {
         let inode = self.lookup(&descriptor, &path)?;
         Ok(stat(self.files.stat(inode)))
     }
@@ -250,7 +288,12 @@ impl types::HostDescriptor for Guest {
     }
 
     /// There are no symbolic links, so there is no way by which a path leads elsewhere than it says.
-    fn symlink_at(&mut self, descriptor: Resource<Descriptor>, _old_path: String, new_path: String) -> FileResult<()> {
+    fn symlink_at(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        _old_path: String,
+        new_path: String,
+    ) -> FileResult<()> {
         self.base(&descriptor, &new_path)?;
         Err(FileError::Unsupported.into())
     }
@@ -262,7 +305,11 @@ impl types::HostDescriptor for Guest {
         Ok(self.files.remove_file(base, &path, now_ns)?)
     }
 
-    fn is_same_object(&mut self, descriptor: Resource<Descriptor>, other: Resource<Descriptor>) -> wasmtime::Result<bool> {
+    fn is_same_object(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        other: Resource<Descriptor>,
+    ) -> wasmtime::Result<bool> {
         self.fuel.pay(price::CALL)?;
         Ok(self.handles.get(&descriptor)?.inode == self.handles.get(&other)?.inode)
     }
@@ -271,7 +318,12 @@ impl types::HostDescriptor for Guest {
         Ok(metadata_hash(self.node(&descriptor)?))
     }
 
-    fn metadata_hash_at(&mut self, descriptor: Resource<Descriptor>, _: PathFlags, path: String) -> FileResult<MetadataHashValue> {
+    fn metadata_hash_at(
+        &mut self,
+        descriptor: Resource<Descriptor>,
+        _: PathFlags,
+        path: String,
+    ) -> FileResult<MetadataHashValue> {
         Ok(metadata_hash(self.lookup(&descriptor, &path)?))
     }
 

@@ -47,9 +47,14 @@ pub enum InputStream {
 #[derive(Debug, Clone, Copy)]
 pub enum OutputStream {
     Print(Stdio),
-    File { inode: Inode, position: u64 },
+    File {
+        inode: Inode,
+        position: u64,
+    },
     /// The end of a file, wherever that is.
-    Append { inode: Inode },
+    Append {
+        inode: Inode,
+    },
 }
 
 /// Why a file operation does not do what was asked: a code for the program, or the program's end.

@@ -27,7 +27,10 @@ impl poll::Host for Guest {
     fn poll(&mut self, pollables: Vec<Resource<Pollable>>) -> wasmtime::Result<Vec<u32>> {
         self.fuel.pay(price::CALL)?;
         self.fuel.pay(price::ITEM * pollables.len() as u64)?;
-        let times = pollables.iter().map(|pollable| self.time_of(pollable)).collect::<wasmtime::Result<Vec<u64>>>()?;
+        let times = pollables
+            .iter()
+            .map(|pollable| self.time_of(pollable))
+            .collect::<wasmtime::Result<Vec<u64>>>()?;
         let Some(&first) = times.iter().min() else { wasmtime::bail!("it waited for nothing, for ever") };
         self.sleep_until(first)?;
         let now_ns = self.elapsed_ns();
@@ -96,7 +99,11 @@ impl Guest {
     /// How many of `len` bytes a stream gives at once.
     fn available(&self, stream: &Resource<InputStream>, len: u64) -> StreamResult<u64> {
         let left = self.next_bytes(*self.handles.get(stream)?)?.len() as u64;
-        if left == 0 && len > 0 { Err(StreamFailure::Closed) } else { Ok(left.min(len).min(limits::STREAM_BYTES)) }
+        if left == 0 && len > 0 {
+            Err(StreamFailure::Closed)
+        } else {
+            Ok(left.min(len).min(limits::STREAM_BYTES))
+        }
     }
 
     /// Writes all of `bytes`, or nothing.
@@ -174,7 +181,11 @@ impl streams::HostOutputStream for Guest {
         self.put_bytes(&stream, &contents)
     }
 
-    fn blocking_write_and_flush(&mut self, stream: Resource<OutputStream>, contents: Vec<u8>) -> StreamResult<()> {
+    fn blocking_write_and_flush(
+        &mut self,
+        stream: Resource<OutputStream>,
+        contents: Vec<u8>,
+    ) -> StreamResult<()> {
         self.write(stream, contents)
     }
 
@@ -193,25 +204,43 @@ impl streams::HostOutputStream for Guest {
     fn write_zeroes(&mut self, stream: Resource<OutputStream>, len: u64) -> StreamResult<()> {
         self.fuel.pay(price::CALL)?;
         if len > limits::STREAM_BYTES {
-            return Err(wasmtime::format_err!("it wrote {len} zeros at once, and may write {}", limits::STREAM_BYTES).into());
+            return Err(wasmtime::format_err!(
+                "it wrote {len} zeros at once, and may write {}",
+                limits::STREAM_BYTES
+            )
+            .into());
         }
         self.fuel.pay(price::copied(len))?;
         self.put_bytes(&stream, &vec![0; len as usize])
     }
 
-    fn blocking_write_zeroes_and_flush(&mut self, stream: Resource<OutputStream>, len: u64) -> StreamResult<()> {
+    fn blocking_write_zeroes_and_flush(
+        &mut self,
+        stream: Resource<OutputStream>,
+        len: u64,
+    ) -> StreamResult<()> {
         self.write_zeroes(stream, len)
     }
 
     /// What was read is lost if it cannot be written, as the standard has it.
-    fn splice(&mut self, stream: Resource<OutputStream>, src: Resource<InputStream>, len: u64) -> StreamResult<u64> {
+    fn splice(
+        &mut self,
+        stream: Resource<OutputStream>,
+        src: Resource<InputStream>,
+        len: u64,
+    ) -> StreamResult<u64> {
         self.fuel.pay(price::CALL)?;
         let bytes = self.take_bytes(&src, len)?;
         self.put_bytes(&stream, &bytes)?;
         Ok(bytes.len() as u64)
     }
 
-    fn blocking_splice(&mut self, stream: Resource<OutputStream>, src: Resource<InputStream>, len: u64) -> StreamResult<u64> {
+    fn blocking_splice(
+        &mut self,
+        stream: Resource<OutputStream>,
+        src: Resource<InputStream>,
+        len: u64,
+    ) -> StreamResult<u64> {
         self.splice(stream, src, len)
     }
 
