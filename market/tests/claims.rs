@@ -128,6 +128,7 @@ fn an_honest_provider_is_paid_to_the_end_of_the_escrow_without_its_client() {
         assert!(escrow_ended || (amount.0 - RATE * 101 / 100) < 20, "{amount:?}");
         assert!(escrow_ended || (fee.0 as f64 / RATE as f64 - 0.0705).abs() < 1e-3, "{fee:?}");
         claims += 1;
+        assert!(claims <= 1000, "no more than was funded");
         assert_eq!(away.claim().unwrap_err().code(), "claim_tick", "once a tick");
         away.m.ledger.state().check_all().unwrap();
     }
