@@ -5,7 +5,7 @@
 //! worker attempt PROFILE NAME [ARGUMENT]  builds the jail, then tries one thing as native code, and says what came of it
 //! worker free NAME [ARGUMENT]             tries the same without a jail
 //! worker lie HOW [MARK] compile | run     passes as a worker, and then misbehaves
-//! worker parent MARK MODULE CACHE         a parent with a busy worker and a warm one, until it is killed
+//! worker parent MODULE CACHE ARGUMENTS    a parent with a busy worker and a warm one, until it is killed
 //! ```
 
 use std::env;
@@ -35,7 +35,9 @@ fn main() -> ExitCode {
         }
         ["free", name, ref rest @ ..] => say(attempt(name, &Target::of(rest))),
         ["lie", how, ..] => lie(how),
-        ["parent", mark, module, cache] => parent(mark, Path::new(module), Path::new(cache)),
+        ["parent", module, cache, ref arguments @ ..] => {
+            parent(Path::new(module), Path::new(cache), arguments)
+        }
         [.., profile] => worker::main(profile_named(profile)),
         [] => ExitCode::FAILURE,
     }
@@ -174,6 +176,9 @@ fn call(number: i64, arguments: &[usize]) -> Result<i64, i32> {
 
 /// Says that it is ready, and then what no worker would. The bytes are written out by hand, as an attacker would.
 fn lie(how: &str) -> ExitCode {
+    if how == "entrenched" {
+        jail::apply(Profile::Run).expect("this machine can build the jail");
+    }
     let mut parent = File::from(std::io::stdin().as_fd().try_clone_to_owned().expect("there is a socket"));
     let tell = |parent: &mut File, bytes: &[u8]| {
         let _ = parent.write_all(bytes);
@@ -181,7 +186,7 @@ fn lie(how: &str) -> ExitCode {
     let frame = |head: &[u8]| [&(head.len() as u32).to_le_bytes()[..], head].concat();
     if how == "early" {
         tell(&mut parent, &[0xff; 64]);
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_secs(600));
     }
     let configuration = if how == "other-build" { [9; 32] } else { engine::configuration() };
     tell(&mut parent, &frame(&[&[0][..], &configuration, &[7, 1]].concat()));
@@ -189,6 +194,7 @@ fn lie(how: &str) -> ExitCode {
     let _ = parent.read(&mut [0; 1]);
     match how {
         "silent" => {}
+        "entrenched" => tell(&mut parent, &frame(&step_head(1))),
         "garbage" => tell(&mut parent, &[0xff; 100_000]),
         "zeroes" => tell(&mut parent, &[0; 100_000]),
         "long-head" => tell(&mut parent, &[0xff, 0xff, 0xff, 0x7f, 1, 2, 3]),
@@ -223,7 +229,7 @@ fn lie(how: &str) -> ExitCode {
         }
         other => panic!("no lie {other}"),
     }
-    std::thread::sleep(Duration::from_secs(60));
+    std::thread::sleep(Duration::from_secs(600));
     ExitCode::SUCCESS
 }
 
@@ -268,13 +274,16 @@ fn close_socket() {
 }
 
 /// Keeps one worker busy and one warm until it is killed.
-fn parent(mark: &str, module: &Path, cache: &Path) -> ExitCode {
+fn parent(module: &Path, cache: &Path, arguments: &[&str]) -> ExitCode {
     let program = env::current_exe().expect("this is an executable");
     let size = PoolSize { busy_max: 1, warm: 1 };
     let settings =
         Settings { compilers: PoolSize { warm: 0, ..size }, runners: size, place_wait: Duration::ZERO };
-    let workers = Workers::new(WorkerCommand { program, arguments: vec![mark.into()] }, settings)
-        .expect("a thread starts");
+    let workers = Workers::new(
+        WorkerCommand { program, arguments: arguments.iter().map(Into::into).collect() },
+        settings,
+    )
+    .expect("a thread starts");
     let module = std::fs::read(module).expect("the test wrote it");
     let cache = Cache::open(cache, u64::MAX).expect("the test made it");
     let Ok(Found::Artefact(artefact)) = cache.get(&[0; 32], Key::of(&module)) else {
@@ -293,7 +302,7 @@ fn parent(mark: &str, module: &Path, cache: &Path) -> ExitCode {
         determinism: Determinism::Deterministic,
     };
     let mut said = false;
-    let outcome = workers.run(&artefact, &task, Duration::from_secs(60), &Stop::new(), &mut |_| {
+    let outcome = workers.run(&artefact, &task, Duration::from_secs(600), &Stop::new(), &mut |_| {
         if !said {
             said = true;
             println!("busy");

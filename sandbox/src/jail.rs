@@ -314,4 +314,24 @@ mod tests {
         assert_eq!(Support { seccomp: false, ..all }.verify(), Err(Unsafe::NoSeccomp));
         assert_eq!(Support { landlock: false, ..all }.verify(), Err(Unsafe::NoLandlock));
     }
+
+    /// Landlock holds a thread, so this one can be given up for it. In a worker the filter stands before it.
+    #[test]
+    fn landlock_alone_denies_files_and_ports() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let file = std::env::current_exe().unwrap();
+        std::fs::File::open(&file).unwrap();
+        std::net::TcpStream::connect(address).unwrap();
+        std::thread::spawn(move || {
+            let abi = shut_files().unwrap();
+            let errno = |e: io::Error| e.raw_os_error().unwrap();
+            assert_eq!(std::fs::File::open(&file).map_err(errno).unwrap_err(), libc::EACCES);
+            assert_eq!(std::fs::write("/tmp/none", "").map_err(errno).unwrap_err(), libc::EACCES);
+            let connected = std::net::TcpStream::connect(address);
+            assert_eq!(connected.is_err(), abi >= 4, "ports are denied from the fourth interface on");
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -342,20 +342,25 @@ fn no_worker_outlives_a_parent_that_is_killed() {
     compiled(&honest.workers, &cache, &endless());
     let file = directory.path().join("module");
     std::fs::write(&file, endless()).unwrap();
-    let mark = common::new_mark();
-    let mut parent = Command::new(common::worker())
-        .args(["parent", &mark])
-        .args([&file, &directory.path().join("artefacts")])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(parent.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(said, "busy\n");
-    wait_until("there are the parent, a busy and a warm worker", || processes(&mark).len() == 3);
-    parent.kill().unwrap();
-    parent.wait().unwrap();
-    wait_until("all of them are gone", || processes(&mark).is_empty());
+    // One worker that ends when it finds its socket closed, and one that would not.
+    for arguments in [&[][..], &["lie", "entrenched"]] {
+        let mark = common::new_mark();
+        let mut parent = Command::new(common::worker())
+            .arg("parent")
+            .args([&file, &directory.path().join("artefacts")])
+            .args(arguments)
+            .arg(&mark)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(parent.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "busy\n");
+        wait_until("there are the parent, a busy and a warm worker", || processes(&mark).len() == 3);
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        wait_until("all of them are gone", || processes(&mark).is_empty());
+    }
 }
 
 /// Copies standard input to standard output, a page at a time, and then does something else.

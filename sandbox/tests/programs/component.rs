@@ -16,7 +16,7 @@ fn component(text: &str) -> Vec<u8> {
         .and_then(|encoder| {
             encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER)
         })
-        .and_then(|mut encoder| encoder.validate(true).encode())
+        .and_then(|encoder| encoder.validate(true).encode())
         .expect("it is a command")
 }
 

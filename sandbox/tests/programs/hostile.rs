@@ -279,7 +279,7 @@ fn what_cannot_be_started_is_refused_by_name() {
 fn what_would_take_long_to_compile_is_refused_by_name() {
     let exports: String = (0..50_001).map(|index| format!("(export \"{index}\" (func 0))")).collect();
     let functions = "(func)".repeat(250_001);
-    let locals = format!("(func {})", format!("(local {})", "i32 ".repeat(40_000))).repeat(401);
+    let locals = format!("(func (local {}))", "i32 ".repeat(40_000)).repeat(401);
     let body = format!("(func {})", "(drop (i32.const 1))".repeat(800_000));
     let tables = "(table 1 exnref)".into();
     for (declarations, expected) in [
