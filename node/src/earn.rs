@@ -169,9 +169,11 @@ fn refused(error: TabError) -> Refusal {
         TabError::Voucher(VoucherError::NotHigher { .. } | VoucherError::Backwards) => {
             RefusalCode::StaleVoucher
         }
-        TabError::Voucher(_) | TabError::Short { .. } | TabError::Skipped | TabError::Reads { .. } => {
-            RefusalCode::BadVoucher
-        }
+        TabError::Voucher(_)
+        | TabError::Short { .. }
+        | TabError::Skipped
+        | TabError::Jobs { .. }
+        | TabError::Reads { .. } => RefusalCode::BadVoucher,
     };
     Refusal::new(code, error.to_string())
 }

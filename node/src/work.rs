@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use spare_market::job::{Ended, JobLimits, Material, Outputs, PATH_MAX_BYTES, REASON_MAX_BYTES, Ran, Work, WorkError};
+use spare_market::job::{
+    Ended, JobLimits, Material, Outputs, PATH_MAX_BYTES, REASON_MAX_BYTES, Ran, Work, WorkError,
+};
 use spare_proofs::encode::to_bytes;
 use spare_sandbox::cache::{Artefact, Cache, CacheError, Found, Key};
 use spare_sandbox::engine::configuration;
@@ -228,7 +230,8 @@ fn done(
     if !ran.is_within(work) {
         return Err(WorkerError::Nonsense("the outcome is beyond the limits".to_owned()).into());
     }
-    let Outcome { stdout, stderr, memory_refused, output_refused, .. } = Outcome { outputs: Vec::new(), exit: Exit::Stopped, ..outcome };
+    let Outcome { stdout, stderr, memory_refused, output_refused, .. } =
+        Outcome { outputs: Vec::new(), exit: Exit::Stopped, ..outcome };
     Ok(Done { ran, stdout, stderr, outputs, memory_refused, output_refused, compiled_in, ran_in })
 }
 

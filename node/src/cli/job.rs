@@ -125,7 +125,8 @@ pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u
         }
         Go::On
     };
-    let done = workshop.carry_out(&OWN, &work, materials, Duration::from_secs(args.time), &stop, &mut show)?;
+    let done =
+        workshop.carry_out(&OWN, &work, materials, Duration::from_secs(args.time), &stop, &mut show)?;
     if let Some(dir) = &args.output {
         write_outputs(dir, &done)?;
     }
@@ -201,7 +202,9 @@ fn collect(name: &str, path: &Path, files: &mut Vec<(String, PathBuf)>) -> anyho
     for entry in std::fs::read_dir(path).with_context(|| format!("{} cannot be listed", path.display()))? {
         let entry = entry?;
         let file_name = entry.file_name();
-        let below = file_name.to_str().with_context(|| format!("{} has a name that is no UTF-8", entry.path().display()))?;
+        let below = file_name
+            .to_str()
+            .with_context(|| format!("{} has a name that is no UTF-8", entry.path().display()))?;
         let name = if name.is_empty() { below.to_owned() } else { format!("{name}/{below}") };
         collect(&name, &entry.path(), files)?;
     }
@@ -215,7 +218,8 @@ fn write_outputs(dir: &Path, done: &Done) -> anyhow::Result<()> {
         ensure!(is_below && !path.contains('\0'), "the program named an output '{path}'");
         let to = dir.join(path);
         if let Some(parent) = to.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("{} cannot be made", parent.display()))?;
         }
         std::fs::write(&to, bytes).with_context(|| format!("{} cannot be written", to.display()))?;
     }
@@ -277,7 +281,12 @@ fn say(done: &Done, output: Option<&Path>) -> String {
     line!(out, "fuel     {}", ran.fuel);
     line!(out, "memory   {} bytes at most", ran.memory_peak_bytes);
     match done.compiled_in {
-        Some(took) => line!(out, "time     {:.2} s, after compiling for {:.2} s", done.ran_in.as_secs_f64(), took.as_secs_f64()),
+        Some(took) => line!(
+            out,
+            "time     {:.2} s, after compiling for {:.2} s",
+            done.ran_in.as_secs_f64(),
+            took.as_secs_f64()
+        ),
         None => line!(out, "time     {:.3} s; it was compiled before", done.ran_in.as_secs_f64()),
     }
     line!(out, "result   {}", hex(ran.hash()));
