@@ -1,6 +1,6 @@
 //! Runs a program, binary or text, in this process, and prints what it took:
 //!
-//!     cargo run --release -p spare-sandbox --example run -- PROGRAM [--input NAME=FILE]... [--output DIRECTORY] [-- ARGUMENT...]
+//!     cargo run --release -p spare-sandbox --example run -- PROGRAM [--fuel FUEL] [--input NAME=FILE]... [--output DIRECTORY] [-- ARGUMENT...]
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -20,12 +20,14 @@ fn main() -> Result<ExitCode, Failed> {
     let mut words: VecDeque<String> = std::env::args().skip(1).collect();
     let program = words.pop_front().ok_or("name a program")?;
     let (mut inputs, mut output, mut args) = (Vec::new(), None, vec![program.clone()]);
+    let mut fuel = 1 << 40;
     while let Some(word) = words.pop_front() {
         match word.as_str() {
             "--input" => inputs.push(input(&words.pop_front().ok_or("--input takes NAME=FILE")?)?),
             "--output" => {
                 output = Some(PathBuf::from(words.pop_front().ok_or("--output takes a directory")?))
             }
+            "--fuel" => fuel = words.pop_front().ok_or("--fuel takes a number")?.parse()?,
             "--" => args.extend(words.drain(..)),
             _ => return Err(format!("what is {word}?").into()),
         }
@@ -45,7 +47,7 @@ fn main() -> Result<ExitCode, Failed> {
     eprintln!("loaded in {:?}", started.elapsed());
     let started = Instant::now();
     let mut steps = 0;
-    let outcome = run(&program, task(args, inputs), &mut |_| {
+    let outcome = run(&program, task(args, inputs, fuel), &mut |_| {
         steps += 1;
         Go::On
     });
@@ -75,14 +77,14 @@ fn file_of(artefact: &[u8]) -> Result<File, Failed> {
     Ok(file)
 }
 
-fn task(args: Vec<String>, inputs: Vec<Input>) -> Task {
+fn task(args: Vec<String>, inputs: Vec<Input>, fuel: u64) -> Task {
     Task {
         args,
         env: Vec::new(),
         stdin: Vec::new(),
         inputs,
         limits: Limits {
-            fuel: 1 << 40,
+            fuel,
             memory_bytes: 4 << 30,
             output_bytes: 1 << 30,
             output_files: 10_000,

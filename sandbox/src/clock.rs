@@ -1,9 +1,11 @@
 //! What time it is for a program.
 //!
-//! Deterministically, time is start + 1 ns for each fuel used + what was slept, and a sleep takes no time at all: the clock is a function
-//! of the task and of what the program did. A program that polls the clock until some time has passed gets there, since polling burns fuel.
+//! Deterministically, time is start + 1 ns for each fuel used + what was slept, and a sleep takes no time at all:
+//! the clock is a function of the task and of what the program did. A program that polls the clock until some
+//! time has passed gets there, since polling burns fuel.
 //!
-//! In freedom it is the machine's clock, and a sleep is a sleep. It costs a fuel for each nanosecond, since it occupies the machine.
+//! In freedom it is the machine's clock, and a sleep is a sleep. It costs a fuel for each nanosecond, since it
+//! occupies the machine.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -1,8 +1,8 @@
 //! Turns WebAssembly into an artefact: machine code for [`run`](crate::run).
 //!
-//! A compiler is the largest thing that a stranger's bytes meet, so this is called in a process of its own, with bounds on memory and time.
-//! What is cheap to count is counted first, so that a program which was made to be slow to compile is refused by name instead of by a
-//! dead process.
+//! A compiler is the largest thing that a stranger's bytes meet, so this is called in a process of its own, with
+//! bounds on memory and time. What is cheap to count is counted first, so that a program which was made to be
+//! slow to compile is refused by name instead of by a dead process.
 //!
 //! **Invariant:** an artefact is a function of program and configuration. It is never accepted from elsewhere.
 
@@ -165,8 +165,8 @@ impl Counts {
     }
 }
 
-/// Exceptions that are kept in a table live on, and each collection copies what lives: a program could make one throw cost seconds.
-/// Compilers keep them in local variables.
+/// Exceptions that are kept in a table live on, and each collection copies what lives: a program could make one
+/// throw cost seconds. Compilers keep them in local variables.
 fn check_table(elements: HeapType) -> Result<(), CompileError> {
     match elements {
         HeapType::Abstract { ty: AbstractHeapType::Exn | AbstractHeapType::NoExn, .. } => {

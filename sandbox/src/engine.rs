@@ -1,10 +1,12 @@
 //! The one configuration under which everything is compiled and run.
 //!
-//! **Goal:** the same program and task give the same outcome on every machine, fuel and stack overflow included. So the target is
-//! fixed to a processor that all machines of an architecture contain, NaNs are canonical, and proposals that leave a choice to the
-//! machine (threads, relaxed SIMD) are off, as are those that no compiler for WASI needs, since each is code that strangers could attack.
+//! **Goal:** the same program and task give the same outcome on every machine, fuel and stack overflow included.
+//! So the target is fixed to a processor that all machines of an architecture contain, NaNs are canonical, and
+//! proposals that leave a choice to the machine (threads, relaxed SIMD) are off, as are those that no compiler
+//! for WASI needs, since each is code that strangers could attack.
 //!
-//! **Non-goal:** stopping a program by wall-clock time. Fuel bounds every loop; whoever wants a process gone kills it.
+//! **Non-goal:** stopping a program by wall-clock time. Fuel bounds every loop; whoever wants a process gone
+//! kills it.
 
 use std::hash::{Hash, Hasher};
 use std::sync::LazyLock;
@@ -25,7 +27,8 @@ const STACK_BYTES: usize = 1 << 20;
 /// What is left of a stack for the sandbox itself, in bytes, when the program has used all its own.
 const HOST_STACK_BYTES: usize = 512 << 10;
 
-/// Features of x86-64-v2, which every server and desktop since 2009 has: without them rounding and counting bits are calls.
+/// Features of x86-64-v2, which every server and desktop since 2009 has: without them rounding and counting bits
+/// are calls.
 const X86_64_V2: [&str; 6] =
     ["has_cmpxchg16b", "has_sse3", "has_ssse3", "has_sse41", "has_sse42", "has_popcnt"];
 
@@ -40,7 +43,8 @@ pub fn engine() -> Engine {
     ENGINE.clone()
 }
 
-/// A name for everything that decides what comes out of a run, beside program and task: two machines that agree on it agree on outcomes.
+/// A name for everything that decides what comes out of a run, beside program and task: two machines that agree
+/// on it agree on outcomes.
 pub fn configuration() -> [u8; 32] {
     let mut hasher = StableHasher(blake3::Hasher::new_derive_key("spare 2026 sandbox configuration v1"));
     ENGINE_VERSION.hash(&mut hasher);
@@ -65,7 +69,8 @@ fn settings() -> Config {
         .wasm_memory64(false)
         .wasm_function_references(false)
         .wasm_gc(false)
-        // Exceptions are what LLVM makes of C++'s, so real programs have them. Their objects are on a heap that counts as memory.
+        // Exceptions are what LLVM makes of C++'s, so real programs have them. Their objects are on a heap that
+        // counts as memory.
         .wasm_exceptions(true)
         // A trap says what happened; where it happened is of no use to who has no symbols.
         .generate_address_map(false);
@@ -89,8 +94,9 @@ fn enable_x86_64_v2(config: &mut Config) {
     }
 }
 
-/// What instructions cost: one each as wasmtime has it, and one for each byte or element that a bulk instruction moves, which is charged
-/// before it starts. What is missing there is the price of memory, and of exceptions, which search the stack.
+/// What instructions cost: one each as wasmtime has it, and one for each byte or element that a bulk instruction
+/// moves, which is charged before it starts. What is missing there is the price of memory, and of exceptions,
+/// which search the stack.
 fn operator_cost() -> OperatorCost {
     let mut cost = OperatorCost::default();
     cost.variable.memory_grow_per_page = price::MEMORY_PAGE;

@@ -1,16 +1,20 @@
 //! The files that a program sees: a tree in memory.
 //!
-//!     /        read-only; holds the task's inputs at their paths
-//!     /out     writable; the files in it at the end are the outputs
-//!     /tmp     writable; dropped
+//! ```text
+//! /        read-only; holds the task's inputs at their paths
+//! /out     writable; the files in it at the end are the outputs
+//! /tmp     writable; dropped
+//! ```
 //!
-//! **Goals:** nothing of the host's file system is in it, so there is nothing to escape to. Every byte and every file that the program makes is
-//! counted, exactly, whether it is named, open or both. Everything that a program can observe follows from the task and from what it
-//! did: inode numbers count up in order of creation, directories list by name, times come from the caller.
+//! **Goals:** nothing of the host's file system is in it, so there is nothing to escape to. Every byte and every
+//! file that the program makes is counted, exactly, whether it is named, open or both. Everything that a program
+//! can observe follows from the task and from what it did: inode numbers count up in order of creation,
+//! directories list by name, times come from the caller.
 //!
 //! **Non-goals:** links of any kind, permissions, devices, more than one process.
 //!
-//! **Invariant:** only directories and files below `/out` and `/tmp` change. A node exists as long as it has a name or is open.
+//! **Invariant:** only directories and files below `/out` and `/tmp` change. A node exists as long as it has a
+//! name or is open.
 
 use std::collections::BTreeMap;
 
@@ -144,7 +148,8 @@ pub(crate) enum InputError {
 }
 
 impl Files {
-    /// The tree at the start, at `now_ns`. The program may make `limit_count` files and directories of `limit_bytes` in all.
+    /// The tree at the start, at `now_ns`. The program may make `limit_count` files and directories of
+    /// `limit_bytes` in all.
     pub(crate) fn new(
         inputs: Vec<Input>,
         limit_bytes: u64,
@@ -424,7 +429,8 @@ impl Files {
     }
 }
 
-/// Whether `bytes` could be given that length. The length is within the limits; what may be lacking is the machine's memory.
+/// Whether `bytes` could be given that length. The length is within the limits; what may be lacking is the
+/// machine's memory.
 fn resize(bytes: &mut Vec<u8>, size: u64) -> bool {
     let Ok(size) = usize::try_from(size) else { return false };
     let more = size.saturating_sub(bytes.len());
@@ -432,7 +438,8 @@ fn resize(bytes: &mut Vec<u8>, size: u64) -> bool {
         return false;
     }
     bytes.resize(size, 0);
-    // What was cut is given back, but not each time, since that may copy what remains: so the tree takes at most four times its limit.
+    // What was cut is given back, but not each time, since that may copy what remains: so the tree takes at most
+    // four times its limit.
     if size < bytes.capacity() / 4 {
         bytes.shrink_to_fit();
     }

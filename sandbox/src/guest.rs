@@ -1,7 +1,7 @@
 //! Everything about one running program that is not its code: fuel, files, clock, what it printed.
 //!
-//! Both WASI versions are thin layers over it. Each call pays first and acts then, except where only the act shows what it costs;
-//! what can be made costly by that is bounded by the limits.
+//! Both WASI versions are thin layers over it. Each call pays first and acts then, except where only the act
+//! shows what it costs; what can be made costly by that is bounded by the limits.
 
 use wasmtime::component::ResourceTable;
 use wasmtime::{Memory, Trap};
@@ -173,8 +173,8 @@ fn check_strings(task: &Task) -> Result<(), TaskError> {
 
 /// A program's fuel during a host call.
 ///
-/// Code keeps its fuel in the store, where host functions cannot reach it. So it is taken from there when code calls, and put back
-/// when the call returns, if the call spent some.
+/// Code keeps its fuel in the store, where host functions cannot reach it. So it is taken from there when code
+/// calls, and put back when the call returns, if the call spent some.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FuelMeter {
     limit: u64,

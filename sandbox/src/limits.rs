@@ -1,7 +1,8 @@
 //! What a program may have at once.
 //!
-//! Bounds that a task chooses are in [`Limits`](crate::task::Limits); here are those that are the same for all, and the one that counts
-//! memory. A program that reaches one is told by an error, where WASI or WebAssembly have one, and ends otherwise.
+//! Bounds that a task chooses are in [`Limits`](crate::task::Limits); here are those that are the same for all,
+//! and the one that counts memory. A program that reaches one is told by an error, where WASI or WebAssembly have
+//! one, and ends otherwise.
 
 use wasmtime::ResourceLimiter;
 

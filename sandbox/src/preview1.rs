@@ -1,9 +1,11 @@
 //! WASI preview 1 for modules: the 46 functions of `wasi_snapshot_preview1`.
 //!
-//! Names, layouts and numbers are those of the standard (<https://github.com/WebAssembly/WASI>, `wasi_snapshot_preview1.witx`). Each
-//! function works on the guest's state and on its memory as bytes, and knows nothing of the engine.
+//! Names, layouts and numbers are those of the standard (<https://github.com/WebAssembly/WASI>,
+//! `wasi_snapshot_preview1.witx`). Each function works on the guest's state and on its memory as bytes, and knows
+//! nothing of the engine.
 //!
-//! **Invariant:** pointers and lengths come from a stranger. [`Memory`] checks each; none decides how much the sandbox allocates.
+//! **Invariant:** pointers and lengths come from a stranger. [`Memory`] checks each; none decides how much the
+//! sandbox allocates.
 
 use wasmtime::{Caller, Extern, Linker};
 
@@ -23,7 +25,8 @@ use memory::Memory;
 /// The name under which modules import it.
 const MODULE: &str = "wasi_snapshot_preview1";
 
-/// A table of functions: name, and parameters as WebAssembly passes them. Each is the function of that name in one of the modules above.
+/// A table of functions: name, and parameters as WebAssembly passes them. Each is the function of that name in
+/// one of the modules above.
 macro_rules! functions {
     ($linker:ident: $($module:ident::$name:ident($($parameter:ident: $kind:ty),*);)*) => {
         $($linker.func_wrap(MODULE, stringify!($name), |mut caller: Caller<'_, Guest>, $($parameter: $kind),*| {

@@ -1,8 +1,8 @@
 //! WASI 0.2 for components: io, clocks, random, cli and filesystem.
 //!
-//! Names and types are those of the standard, in `wit/`. The engine gives a component that was made for an older 0.2 what is defined for the
-//! newest, so there is one version here. What a component imports beyond that is defined to end the program, by name, when it is called:
-//! many import sockets that they never use.
+//! Names and types are those of the standard, in `wit/`. The engine gives a component that was made for an older
+//! 0.2 what is defined for the newest, so there is one version here. What a component imports beyond that is
+//! defined to end the program, by name, when it is called: many import sockets that they never use.
 
 use wasmtime::Engine;
 use wasmtime::component::types::ComponentItem;

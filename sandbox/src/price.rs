@@ -1,9 +1,10 @@
 //! What host calls cost, in fuel.
 //!
-//! Code costs about one fuel for each instruction, which takes between 0.1 and 0.4 ns. A host call is worth as much fuel as a loop would
-//! burn in the time that the call takes, so that no program gets more of a machine by calling than by computing, and an endless loop
-//! through calls ends as soon as one without. The figures were measured on one machine and are rounded up; what matters
-//! is that they are the same everywhere. Changing one changes [`configuration`](crate::engine::configuration).
+//! Code costs about one fuel for each instruction, which takes between 0.1 and 0.4 ns. A host call is worth as
+//! much fuel as a loop would burn in the time that the call takes, so that no program gets more of a machine by
+//! calling than by computing, and an endless loop through calls ends as soon as one without. The figures were
+//! measured on one machine and are rounded up; what matters is that they are the same everywhere. Changing one
+//! changes [`configuration`](crate::engine::configuration).
 
 /// Any call: leaving the code, finding memory and descriptor, coming back.
 pub(crate) const CALL: u64 = 500;
@@ -23,11 +24,13 @@ pub(crate) const ITEM: u64 = 20;
 /// Each entry of a directory when it is opened for listing, and each node below a directory that is moved.
 pub(crate) const ENTRY: u64 = 50;
 
-/// Each page of 64 KiB that memory grows by, on top of the instruction. A page that is touched costs some thousands, but the field is a byte;
-/// what bounds it is that memory never shrinks, so each page is paid for in time only once.
+/// Each page of 64 KiB that memory grows by, on top of the instruction. A page that is touched costs some
+/// thousands, but the field is a byte; what bounds it is that memory never shrinks, so each page is paid for in
+/// time only once.
 pub(crate) const MEMORY_PAGE: u8 = 255;
 
-/// Throwing an exception: an allocation and a search of the stack. The frames that it unwinds were paid for when they were entered.
+/// Throwing an exception: an allocation and a search of the stack. The frames that it unwinds were paid for when
+/// they were entered.
 pub(crate) const THROW: u8 = 255;
 
 /// All of the above, and the divisors below.

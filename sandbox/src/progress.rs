@@ -61,7 +61,8 @@ impl Log {
         bytes.min(self.limit_bytes.saturating_sub(self.kept.len() as u64))
     }
 
-    /// Keeps what there is room for. The program is not told of the rest: what it computes does not depend on who reads its log.
+    /// Keeps what there is room for. The program is not told of the rest: what it computes does not depend on who
+    /// reads its log.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         let kept = self.room(bytes.len() as u64) as usize;
         self.kept.extend_from_slice(&bytes[..kept]);

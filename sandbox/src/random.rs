@@ -1,6 +1,7 @@
 //! Random bytes: BLAKE3's extended output over a seed.
 //!
-//! The seed is the task's, so that anyone who runs it again draws the same, or the machine's, if the task asks for that.
+//! The seed is the task's, so that anyone who runs it again draws the same, or the machine's, if the task asks
+//! for that.
 
 use crate::task::{Determinism, Task};
 

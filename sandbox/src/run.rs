@@ -1,15 +1,18 @@
 //! Runs a compiled program on a task.
 //!
-//!     artefact -> load -> Program         once for each program
-//!     Program, Task -> run -> Outcome     each in a store of its own, from which nothing remains
+//! ```text
+//! artefact -> load -> Program         once for each program
+//! Program, Task -> run -> Outcome     each in a store of its own, from which nothing remains
+//! ```
 //!
-//! **Fuel.** All instructions and all host calls burn it. It is exact, with one exception: what code burned since it last called or returned
-//! is not counted when it ends by a trap, since compiled code keeps that count in a register. That is less than [`STEP_FUEL`], and
-//! the same on every machine.
+//! **Fuel.** All instructions and all host calls burn it. It is exact, with one exception: what code burned since
+//! it last called or returned is not counted when it ends by a trap, since compiled code keeps that count in a
+//! register. That is less than [`STEP_FUEL`], and the same on every machine.
 //!
-//! **Steps.** Every [`STEP_FUEL`] the run stops for a moment, tells the caller how far it is, and asks whether to go on. The engine yields
-//! by itself when code has burned that much; but each host call that costs something starts that count anew, so after one that crosses a
-//! step, code gets a single unit of fuel until it yields ([`account`]).
+//! **Steps.** Every [`STEP_FUEL`] the run stops for a moment, tells the caller how far it is, and asks whether to
+//! go on. The engine yields by itself when code has burned that much; but each host call that costs something
+//! starts that count anew, so after one that crosses a step, code gets a single unit of fuel until it yields
+//! ([`account`]).
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -89,14 +92,16 @@ impl Program {
     }
 }
 
-/// Loads an artefact that [`compile`](crate::compile::compile) made. That of a module is mapped, so it takes memory as it is used.
+/// Loads an artefact that [`compile`](crate::compile::compile) made. That of a module is mapped, so it takes
+/// memory as it is used.
 ///
 /// # Trust
-/// An artefact is machine code. Whoever calls this has compiled it, and keeps the file from changing while the program exists: nothing
-/// that a stranger sent may get here.
+/// An artefact is machine code. Whoever calls this has compiled it, and keeps the file from changing while the
+/// program exists: nothing that a stranger sent may get here.
 ///
 /// # Errors
-/// [`RunError`] when it is not an artefact of this configuration. A program that merely cannot be started is loaded, and refused by [`run`].
+/// [`RunError`] when it is not an artefact of this configuration. A program that merely cannot be started is
+/// loaded, and refused by [`run`].
 pub fn load(artefact: File) -> Result<Program, RunError> {
     let engine = engine();
     let error = |error: wasmtime::Error| RunError::Artefact(text(&error));
@@ -221,9 +226,11 @@ fn store(engine: &Engine, guest: Guest, fuel: u64) -> Store<Guest> {
 
 /// Moves fuel between code and host, at every crossing.
 ///
-/// Code keeps its fuel in a register while it runs, and stores and loads it where it calls. The engine's own helpers (growing memory, say)
-/// cross here, too, without that. What is put into the store then is lost or counted twice, so it is touched in two cases only:
-/// when a host function of ours has paid, since that was a call, and after a yield, from which code loads its fuel as well.
+/// Code keeps its fuel in a register while it runs, and stores and loads it where it calls. The engine's own
+/// helpers (growing memory, say) cross here, too, without that. What is put into the store then is lost or
+/// counted twice, so it is touched in two cases only: when a host function of ours has paid, since that was a
+/// call, and after code has yielded. It yields when its fuel is due and when a throw collects exceptions, and
+/// loads its fuel after both.
 fn account(mut store: StoreContextMut<'_, Guest>, crossing: CallHook) -> wasmtime::Result<()> {
     match crossing {
         CallHook::CallingHost | CallHook::ReturningFromWasm => {
@@ -277,7 +284,7 @@ async fn execute(entry: &Entry, mut store: &mut Store<Guest>) -> Result<u32, Fai
     }
 }
 
-/// Runs a future that yields for no other reason than steps.
+/// Runs a future that may yield, but waits for nothing.
 fn drive<T>(future: impl Future<Output = T>, mut step: impl FnMut() -> Go) -> Option<T> {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
@@ -290,8 +297,12 @@ fn drive<T>(future: impl Future<Output = T>, mut step: impl FnMut() -> Go) -> Op
     }
 }
 
+/// Reports a step, if one is due.
 fn report(progress: &Progress, step: &mut dyn FnMut(Step<'_>) -> Go) -> Go {
     let mut state = progress.state();
+    if state.fuel < state.step_at {
+        return Go::On;
+    }
     state.step_at = state.fuel.saturating_add(STEP_FUEL);
     state.has_yielded = true;
     let go = step(Step { fuel: state.fuel, stdout: state.stdout.news(), stderr: state.stderr.news() });

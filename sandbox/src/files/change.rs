@@ -16,7 +16,8 @@ pub(crate) enum NewTime {
 }
 
 impl Files {
-    /// Opens what `path` names, and makes a file there if that is asked for. Give the node back to [`Self::release`].
+    /// Opens what `path` names, and makes a file there if that is asked for. Give the node back to
+    /// [`Self::release`].
     pub(crate) fn open(
         &mut self,
         base: Inode,
@@ -197,7 +198,8 @@ impl Files {
         }
     }
 
-    /// Checks that a node may move into the directory `target`: not below itself, and not too deep. Returns how many nodes it is and has.
+    /// Checks that a node may move into the directory `target`: not below itself, and not too deep. Returns how
+    /// many nodes it is and has.
     fn check_depth(&self, moved: Inode, target: Inode) -> Result<u64, FileError> {
         let mut inode = target;
         while self.parent(inode) != inode {

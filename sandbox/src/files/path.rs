@@ -3,7 +3,8 @@
 use super::{FileError, Files, Inode};
 use crate::limits;
 
-/// Where a path leads: to an entry of a directory, which may not exist yet, or to a directory as such (`.`, `a/..`).
+/// Where a path leads: to an entry of a directory, which may not exist yet, or to a directory as such (`.`,
+/// `a/..`).
 pub(super) enum Place<'a> {
     /// An entry.
     Entry {

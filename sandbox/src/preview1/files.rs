@@ -276,8 +276,8 @@ pub(super) fn fd_write(
     Ok(memory.write_u32(out, written)?)
 }
 
-/// Has `write` write what each of the vectors names. An error counts only if nothing was written before it: else the program is told how
-/// much was, and meets the error when it goes on.
+/// Has `write` write what each of the vectors names. An error counts only if nothing was written before it: else
+/// the program is told how much was, and meets the error when it goes on.
 fn write_all(
     guest: &mut Guest,
     memory: &Memory<'_>,
@@ -328,9 +328,11 @@ fn check_preopened(guest: &Guest, fd: u32) -> Answer {
     Ok(())
 }
 
-/// Writes entries of a directory from number `cookie` on, the last one cut where the room ends. `.` and `..` come first.
+/// Writes entries of a directory from number `cookie` on, the last one cut where the room ends. `.` and `..` come
+/// first.
 ///
-/// The entries are taken down when listing starts from the beginning, so that a program may remove what it was shown.
+/// The entries are taken down when listing starts from the beginning, so that a program may remove what it was
+/// shown.
 pub(super) fn fd_readdir(
     guest: &mut Guest,
     memory: &mut Memory<'_>,

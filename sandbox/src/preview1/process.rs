@@ -1,4 +1,5 @@
-//! The functions that have nothing to do with files: arguments, clocks, polling, random bytes, the end. And the sockets that there are not.
+//! The functions that have nothing to do with files: arguments, clocks, polling, random bytes, the end. And the
+//! sockets that there are not.
 
 use wasmtime::Caller;
 
@@ -136,7 +137,8 @@ enum When {
 
 /// Waits until at least one of the subscriptions is ready, and writes events for all that are.
 ///
-/// Descriptors always are. So the program sleeps only if it asks for nothing but clocks, and then until the first of them.
+/// Descriptors always are. So the program sleeps only if it asks for nothing but clocks, and then until the first
+/// of them.
 pub(super) fn poll_oneoff(
     guest: &mut Guest,
     memory: &mut Memory<'_>,

@@ -109,7 +109,7 @@ fn fill(memory: &mut [u8], numbers: &mut Numbers) {
         memory[at * 8..at * 8 + path.len()].copy_from_slice(path);
     }
     for at in 24..64 {
-        let vector = (numbers.next() % 1_024) << 32 | numbers.next() % 65_536;
+        let vector = ((numbers.next() % 1_024) << 32) | (numbers.next() % 65_536);
         memory[at * 8..at * 8 + 8].copy_from_slice(&vector.to_le_bytes());
     }
 }

@@ -1,4 +1,5 @@
-//! Components: the programs of the other tests, made into components by an adapter that turns preview 1 into 0.2, as toolchains do.
+//! Components: the programs of the other tests, made into components by an adapter that turns preview 1 into 0.2,
+//! as toolchains do.
 
 use spare_sandbox::run::{Go, run};
 use spare_sandbox::task::{Exit, Kind, Outcome, Task};

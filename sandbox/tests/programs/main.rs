@@ -60,8 +60,9 @@ const IMPORTS: [(&str, &str); 15] = [
     ("sched_yield", ""),
 ];
 
-/// A command: its `_start` is `body`, beside which `more` declares what it needs. Memory has two pages. At 0 are an I/O vector and room for
-/// results; `$print` prints a range, `$number` prints a number of eight bytes, `$exit` ends the program if a number is not zero.
+/// A command: its `_start` is `body`, beside which `more` declares what it needs. Memory has two pages. At 0 are
+/// an I/O vector and room for results; `$print` prints a range, `$number` prints a number of eight bytes, `$exit`
+/// ends the program if a number is not zero.
 fn command(more: &str, body: &str) -> String {
     let imports: String = IMPORTS
         .iter()

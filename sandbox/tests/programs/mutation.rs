@@ -10,7 +10,8 @@ use crate::{command, loaded, path, with_fuel};
 const MUTATIONS: u64 = 2_000;
 const FUEL: u64 = 1_000_000;
 
-/// A program with some of everything: data, tables, calls, loops, numbers of all kinds, bulk instructions, exceptions.
+/// A program with some of everything: data, tables, calls, loops, numbers of all kinds, bulk instructions,
+/// exceptions.
 fn varied() -> Vec<u8> {
     let more = format!(
         "{} (table $table 4 funcref) (elem (i32.const 0) $deeper $mixed) (global $global (mut i64) (i64.const 5)) (tag $tag (param i32))

@@ -10,7 +10,7 @@ const STEPS: u64 = 5;
 /// Runs a program that never ends for some steps, and returns the fuel of each.
 fn stopped_after_steps(body: &str, task: Task) -> (Vec<u64>, Outcome) {
     let mut fuels = Vec::new();
-    let outcome = run(&program(&command("", body)), task, &mut |step: Step<'_>| {
+    let outcome = run(&program(&command("(tag $tag)", body)), task, &mut |step: Step<'_>| {
         fuels.push(step.fuel);
         if fuels.len() as u64 == STEPS { Go::Stop } else { Go::On }
     });
@@ -27,7 +27,8 @@ fn a_run_can_be_stopped_at_each_step_whether_it_computes_or_calls() {
             (loop $inner (br_if $inner (local.tee $count (i32.sub (local.get $count) (i32.const 1)))))
             (drop (call $sched_yield))
             (br $again))";
-    for body in [compute, call, both] {
+    let throw = "(loop $again (block $caught (try_table (catch_all $caught) (throw $tag))) (br $again))";
+    for body in [compute, call, both, throw] {
         let (fuels, outcome) = stopped_after_steps(body, with_fuel(u64::MAX));
         assert_eq!(outcome.exit, Exit::Stopped);
         assert_eq!(fuels.last(), Some(&outcome.fuel), "steps are exact");
@@ -79,4 +80,29 @@ fn what_is_printed_is_reported_once_and_kept() {
     assert!(steps > 3);
     assert_eq!((outcome.stdout.len(), outcome.log_cut), (900_000 * 8, false));
     assert!(reported.len() < outcome.stdout.len() && outcome.stdout.starts_with(&reported));
+}
+
+#[test]
+fn what_burned_before_an_exception_is_not_lost() {
+    let throws = "(tag $tag)
+        (func $throws (param $count i32)
+            (loop $again
+                (drop (call $sched_yield))
+                (br_if $again (local.tee $count (i32.sub (local.get $count) (i32.const 1)))))
+            (throw $tag))";
+    let body = |rounds: u32, length: u32| {
+        format!(
+            "(local $rounds i32) (local.set $rounds (i32.const {rounds}))
+            (loop $again
+                (block $caught (try_table (catch_all $caught) (call $throws (i32.const {length}))))
+                (br_if $again (local.tee $rounds (i32.sub (local.get $rounds) (i32.const 1)))))"
+        )
+    };
+    let fuel =
+        |rounds, length| crate::outcome(&command(throws, &body(rounds, length)), with_fuel(u64::MAX)).fuel;
+    for length in [10, 100_000] {
+        let each = fuel(2, length) - fuel(1, length);
+        assert!(each > u64::from(length) * 500);
+        assert_eq!(fuel(11, length) - fuel(1, length), each * 10, "across steps, too");
+    }
 }

@@ -96,7 +96,8 @@ fn tasks_that_make_no_sense_are_refused() {
 
 #[test]
 fn what_was_listed_can_be_removed_while_listing() {
-    // Makes eight files, lists with room for one entry at a time, removes each that is shown, and counts what is left.
+    // Makes eight files, lists with room for one entry at a time, removes each that is shown, and counts what is
+    // left.
     let body = "(local $cookie i64) (local $count i32)
         (loop $make
             (i32.store8 (i32.const 44) (i32.add (i32.const 97) (local.get $count)))
