@@ -47,13 +47,13 @@ pub enum WorkFailure {
     ModuleTooLong(u64),
     /// The module was not compiled.
     #[error("the module was not compiled: {0}")]
-    Compile(#[from] CompileFailure),
+    Compile(CompileFailure),
     /// The cache of compiled modules failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The worker failed.
-    #[error("the worker {0}")]
-    Worker(#[from] WorkerError),
+    #[error("the program was not run to its end: {0}")]
+    Worker(WorkerError),
     /// It was stopped.
     #[error("it was stopped")]
     Stopped,
@@ -134,7 +134,8 @@ impl Workshop {
         check_materials(work, &materials)?;
         let (artefact, compiled_in) = self.compiled(client, &materials.module, stop)?;
         let started = Instant::now();
-        let outcome = self.workers.run(&artefact, &task(work, materials), wall, stop, step)?;
+        let outcome = self.workers.run(&artefact, &task(work, materials), wall, stop, step);
+        let outcome = outcome.map_err(WorkFailure::Worker)?;
         done(work, outcome, compiled_in, started.elapsed())
     }
 
@@ -153,7 +154,7 @@ impl Workshop {
         }
         let started = Instant::now();
         let mut new = self.cache.begin(client)?;
-        self.workers.compile(module, &COMPILE_LIMITS, stop, &mut new)?;
+        self.workers.compile(module, &COMPILE_LIMITS, stop, &mut new).map_err(WorkFailure::Compile)?;
         Ok((new.keep(key)?, Some(started.elapsed())))
     }
 }
@@ -201,7 +202,18 @@ fn done(
     compiled_in: Option<Duration>,
     ran_in: Duration,
 ) -> Result<Done, WorkFailure> {
-    let ended = match outcome.exit {
+    let Outcome {
+        exit,
+        fuel,
+        memory_peak_bytes,
+        memory_refused,
+        output_refused,
+        stdout,
+        stderr,
+        log_cut,
+        outputs,
+    } = outcome;
+    let ended = match exit {
         Exit::Code(code) => Ended::Code(code),
         Exit::OutOfFuel => Ended::OutOfFuel,
         Exit::Trapped(why) => Ended::Trapped(shortened(why)),
@@ -209,29 +221,26 @@ fn done(
         Exit::Stopped => return Err(WorkFailure::Stopped),
     };
     let outputs: Vec<(String, Vec<u8>)> =
-        outcome.outputs.into_iter().map(|output| (output.path, output.bytes)).collect();
-    // The sandbox bounds what a program writes, in a process that the program may have taken over.
-    if outputs.iter().any(|(path, _)| path.len() > PATH_MAX_BYTES) {
-        return Err(WorkerError::Nonsense("the path of an output is too long".to_owned()).into());
-    }
+        outputs.into_iter().map(|output| (output.path, output.bytes)).collect();
     let listed = outputs.iter().map(|(path, bytes)| (path.clone(), Material::of(bytes))).collect();
     let ran = Ran {
         work: work.id(),
         configuration: configuration(),
         ended,
-        fuel: outcome.fuel,
-        memory_peak_bytes: outcome.memory_peak_bytes,
-        stdout: Material::of(&outcome.stdout),
-        stderr: Material::of(&outcome.stderr),
-        is_log_cut: outcome.log_cut,
+        fuel,
+        memory_peak_bytes,
+        stdout: Material::of(&stdout),
+        stderr: Material::of(&stderr),
+        is_log_cut: log_cut,
         outputs: Material::of(&to_bytes(&Outputs(listed))),
         output_bytes: outputs.iter().map(|(_, bytes)| bytes.len() as u64).sum(),
     };
-    if !ran.is_within(work) {
-        return Err(WorkerError::Nonsense("the outcome is beyond the limits".to_owned()).into());
+    // The sandbox keeps to the limits, but in a process that the program may have taken over.
+    let has_long_path = outputs.iter().any(|(path, _)| path.len() > PATH_MAX_BYTES);
+    if has_long_path || !ran.is_within(work) {
+        let nonsense = WorkerError::Nonsense("its outcome is beyond the limits".to_owned());
+        return Err(WorkFailure::Worker(nonsense));
     }
-    let Outcome { stdout, stderr, memory_refused, output_refused, .. } =
-        Outcome { outputs: Vec::new(), exit: Exit::Stopped, ..outcome };
     Ok(Done { ran, stdout, stderr, outputs, memory_refused, output_refused, compiled_in, ran_in })
 }
 

@@ -166,15 +166,16 @@ fn connect(port: u16) -> Result<i64, i32> {
 #[expect(unsafe_code, reason = "hostile code asks the kernel directly")]
 fn call(number: i64, arguments: &[usize]) -> Result<i64, i32> {
     let at = |index: usize| arguments.get(index).copied().unwrap_or(0);
-    // SAFETY: pointers among the arguments point to arrays that outlive the call, and the kernel checks them. What comes of a successful
-    // `fork` is two processes that print and end.
+    // SAFETY: pointers among the arguments point to arrays that outlive the call, and the kernel checks them.
+    // What comes of a successful `fork` is two processes that print and end.
     match unsafe { libc::syscall(number, at(0), at(1), at(2), at(3), at(4), at(5)) } {
         -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(-1)),
         result => Ok(result),
     }
 }
 
-/// Says that it is ready, and then what no worker would. The bytes are written out by hand, as an attacker would.
+/// Says that it is ready, and then what no worker would. The bytes are written out by hand, as an attacker
+/// would.
 fn lie(how: &str) -> ExitCode {
     if how == "entrenched" {
         jail::apply(Profile::Run).expect("this machine can build the jail");
@@ -191,7 +192,9 @@ fn lie(how: &str) -> ExitCode {
     let configuration = if how == "other-build" { [9; 32] } else { engine::configuration() };
     tell(&mut parent, &frame(&[&[0][..], &configuration, &[7, 1]].concat()));
     // Whatever the order is, it has arrived when something has.
-    let _ = parent.read(&mut [0; 1]);
+    if !matches!(parent.read(&mut [0; 1]), Ok(1)) {
+        return ExitCode::SUCCESS; // Nobody wants it; and who gets no order has no guest that could take it over.
+    }
     match how {
         "silent" => {}
         "entrenched" => tell(&mut parent, &frame(&step_head(1))),

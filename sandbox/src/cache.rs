@@ -4,13 +4,16 @@
 //! <root>/<client>/<key>.<sum>        key: hash of module and configuration; sum: hash of the artefact
 //! ```
 //!
-//! An artefact is machine code that whoever wrote the module may have forged, by a hole in the compiler. So it is run only in a jail and only for the
-//! client whose module it came from; one client never gets what was compiled for another, be it of the same module.
+//! An artefact is machine code that whoever wrote the module may have forged, by a hole in the compiler. So
+//! it is run only in a jail and only for the client whose module it came from; one client never gets what was
+//! compiled for another, be it of the same module.
 //!
-//! The sum is part of the name. What is on disk under a name either has that sum or is rotten, whatever a crash or a disk did to it, so nothing here is synced:
-//! a torn artefact is compiled again. That is also why it is hashed each time before it is handed out (some 15 ms for 60 MB).
+//! The sum is part of the name. What is on disk under a name either has that sum or is rotten, whatever a
+//! crash or a disk did to it, so nothing here is synced: a torn artefact is compiled again. That is also why
+//! it is hashed each time before it is handed out (some 15 ms for 60 MB).
 //!
-//! When the cache is full, the client who holds most loses what it used longest ago. So nobody's artefacts are pushed out by another who stores much.
+//! When the cache is full, the client who holds most loses what it used longest ago. So nobody's artefacts
+//! are pushed out by another who stores much.
 //!
 //! **Invariant:** what is handed out had its sum when it was opened. Files are 0600, directories 0700.
 
@@ -201,7 +204,8 @@ impl Cache {
         self.directory(client).join(format!("{}.{}", Hash::from_bytes(key.0).to_hex(), sum.to_hex()))
     }
 
-    /// Remembers a use, on disk too, so that it outlives the process. A use that cannot be written there is soon forgotten, and no more.
+    /// Remembers a use, on disk too, so that it outlives the process. A use that cannot be written there is
+    /// soon forgotten, and no more.
     fn touch(&self, client: &Client, key: Key, file: &File) {
         let now = SystemTime::now();
         if let Some(entry) = self.entries().get_mut(&(*client, key)) {
@@ -218,7 +222,8 @@ impl Cache {
         }
     }
 
-    /// Removes artefacts until the rest is within the budget. A file that cannot be removed is found again at the next start.
+    /// Removes artefacts until the rest is within the budget. A file that cannot be removed is found again at
+    /// the next start.
     fn make_room(&self, entries: &mut HashMap<(Client, Key), Entry>) {
         while let Some((client, key)) = victim(entries, self.max_bytes) {
             if let Some(entry) = entries.remove(&(client, key)) {

@@ -13,10 +13,12 @@
 //! | ends without an outcome | [`WorkerError::Ended`] |
 //! | says what cannot be | [`WorkerError::Nonsense`] |
 //!
-//! **Invariant:** a worker is hostile. Nothing that it says or leaves unsaid costs the parent more than its time limit, its output limits, and one
-//! place among the busy; what it says is checked against the task before anybody sees it. What cannot be checked is whether the outcome is right.
+//! **Invariant:** a worker is hostile. Nothing that it says or leaves unsaid costs the parent more than its
+//! time limit, its output limits, and one place among the busy; what it says is checked against the task
+//! before anybody sees it. What cannot be checked is whether the outcome is right.
 //!
-//! **Invariant:** no worker outlives its call, its pool or its parent, and no process is ended that was not started here.
+//! **Invariant:** no worker outlives its call, its pool or its parent, and no process is ended that was not
+//! started here.
 
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -222,7 +224,8 @@ impl Workers {
         self.call(&mut busy, &bounds, stop, |worker| talk::compile(worker, module, limits, into))?
     }
 
-    /// Runs a compiled program on a task. `step` hears how far it is, and may stop it; while it thinks, the program waits and the clock runs.
+    /// Runs a compiled program on a task. `step` hears how far it is, and may stop it; while it thinks, the
+    /// program waits and the clock runs.
     ///
     /// # Errors
     /// [`WorkerError`]. A program that fails is an [`Outcome`] and no error.
@@ -296,9 +299,9 @@ fn memory_bytes(task: &Task, artefact_bytes: u64) -> u64 {
         .iter()
         .fold(task.stdin.len() as u64, |sum, input| sum.saturating_add(input.bytes.len() as u64));
     let limits = &task.limits;
-    // Inputs may be held as they came and as the program sees them; what is printed, as a whole, since the last step, and in the outcome.
-    // A file that grows may be copied, and outputs are collected beside the files.
-    // A component's artefact is read and copied, and not mapped as a module's is.
+    // Inputs may be held as they came and as the program sees them; what is printed, as a whole, since the
+    // last step, and in the outcome. A file that grows may be copied, and outputs are collected beside the
+    // files. A component's artefact is read and copied, and not mapped as a module's is.
     [limits.memory_bytes, inputs, inputs, artefact_bytes, artefact_bytes]
         .into_iter()
         .chain([limits.output_bytes; 3])

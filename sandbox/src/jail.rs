@@ -1,7 +1,8 @@
 //! The walls around a worker, which it puts up itself before it reads a byte from anybody.
 //!
-//! **Assumption:** whoever wrote the guest may come to run native code in the worker, since engines and compilers have holes. What such code can
-//! reach is then decided here, and nowhere else: its own memory, a processor, and the socket to its parent.
+//! **Assumption:** whoever wrote the guest may come to run native code in the worker, since engines and
+//! compilers have holes. What such code can reach is then decided here, and nowhere else: its own memory, a
+//! processor, and the socket to its parent.
 //!
 //! | wall | what it keeps away | when the machine lacks it |
 //! |---|---|---|
@@ -10,7 +11,8 @@
 //! | namespaces, empty root | network, other users' keys, names and existence of files | the worker goes without |
 //! | resource limits | core dumps, files written, descriptors, addresses; memory and processor time are set by the parent for each task | no worker starts |
 //!
-//! Two walls stand before everything that matters, so that a hole in one is not a hole in the jail. What no wall here keeps away: timing of the shared processor's caches.
+//! Two walls stand before everything that matters, so that a hole in one is not a hole in the jail. What no
+//! wall here keeps away: timing of the shared processor's caches.
 //!
 //! **Invariant:** [`apply`] either puts up all walls and has tried that they stand, or fails.
 
@@ -31,8 +33,8 @@ mod filter;
 /// Descriptors that a worker may have open at once: its socket, an artefact, and copies of both.
 const OPEN_FILES: u64 = 16;
 
-/// Addresses, in bytes: 4 GiB and guards for each of the memories that a program may have, and room beside. Mapping nothing else still
-/// costs the kernel page tables, of which this allows 384 MiB.
+/// Addresses, in bytes: 4 GiB and guards for each of the memories that a program may have, and room beside.
+/// Mapping nothing else still costs the kernel page tables, of which this allows 384 MiB.
 const ADDRESSES_BYTES: u64 = 192 << 30;
 
 /// Threads of a compiling worker, where the kernel counts them by namespace.
@@ -130,12 +132,14 @@ fn close_inherited() -> Result<(), JailError> {
 
 #[expect(unsafe_code, reason = "a descriptor that nobody in this process owns can be closed by number only")]
 fn close(descriptor: i32) {
-    // SAFETY: this process is at its start and has opened nothing that it keeps, so that no value owns the descriptor. The one that
-    // listed the directory is closed already; closing it again, or one that never was, is refused without effect.
+    // SAFETY: this process is at its start and has opened nothing that it keeps, so that no value owns the
+    // descriptor. The one that listed the directory is closed already; closing it again, or one that never
+    // was, is refused without effect.
     let _ = unsafe { libc::close(descriptor) };
 }
 
-/// Asks the kernel to end workers before anything else when memory runs out. Without effect where `/proc` is read-only.
+/// Asks the kernel to end workers before anything else when memory runs out. Without effect where `/proc` is
+/// read-only.
 fn die_first() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
 }
@@ -172,7 +176,8 @@ fn set_limits(profile: Profile, namespaces: bool) -> Result<(), JailError> {
         (Resource::Nofile, OPEN_FILES),
         (Resource::As, ADDRESSES_BYTES),
     ];
-    // Outside a namespace of its own the limit counts all processes of the user, and would stop a compiler beside busy neighbours.
+    // Outside a namespace of its own the limit counts all processes of the user, and would stop a compiler
+    // beside busy neighbours.
     if namespaces && profile == Profile::Compile {
         limits.push((Resource::Nproc, THREADS));
     }
@@ -200,14 +205,16 @@ fn renounce() -> Result<(), JailError> {
     step("tying its life to the parent's", deadly)
 }
 
-/// Denies every file, TCP port, abstract socket and signal to others. Returns the version of the interface that is enforced.
+/// Denies every file, TCP port, abstract socket and signal to others. Returns the version of the interface
+/// that is enforced.
 fn shut_files() -> Result<u32, JailError> {
     let refused = |e: landlock::RulesetError| JailError::NoLandlock(e.to_string());
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST_LANDLOCK))
         .and_then(|rules| rules.handle_access(AccessNet::from_all(NEWEST_LANDLOCK)))
         .and_then(|rules| rules.scope(Scope::from_all(NEWEST_LANDLOCK)))
-        // What the filter lets through does not come here, but for the trial below, of which no log needs to hear.
+        // What the filter lets through does not come here, but for the trial below, of which no log needs to
+        // hear.
         .and_then(|rules| rules.create()?.log_same_exec(false)?.restrict_self())
         .map_err(refused)?;
     if status.ruleset == RulesetStatus::NotEnforced {

@@ -16,15 +16,18 @@
 //!
 //! What they say to each other is in `wire`.
 //!
-//! A program sees WASI, preview 1 as a module and 0.2 as a component. Both are written here, over files that exist in memory only
-//! (`files`), a clock made of fuel (`clock`) and random bytes made of a seed (`random`), since what a program sees decides what comes
-//! out, and what it can reach is what it can break. What either costs is in `price`, and what it may have in `limits`.
+//! A program sees WASI, preview 1 as a module and 0.2 as a component. Both are written here, over files that
+//! exist in memory only (`files`), a clock made of fuel (`clock`) and random bytes made of a seed (`random`),
+//! since what a program sees decides what comes out, and what it can reach is what it can break. What either
+//! costs is in `price`, and what it may have in `limits`.
 //!
 //! **Invariant:** this is the only crate that knows wasmtime. It knows no money, no network and no async runtime.
 //!
-//! **Invariant:** strangers' bytes are compiled and run in a jail only. What the provider's process does with them is to hash and to hand them on.
+//! **Invariant:** strangers' bytes are compiled and run in a jail only. What the provider's process does with them
+//! is to hash and to hand them on.
 //!
-//! **Invariant:** whatever bytes a program passes, the sandbox does not panic, and allocates no more than the task's limits allow.
+//! **Invariant:** whatever bytes a program passes, the sandbox does not panic, and allocates no more than the
+//! task's limits allow.
 
 pub mod cache;
 pub mod compile;

@@ -1,7 +1,8 @@
 //! What a worker and its parent say to each other, over one Unix socket.
 //!
-//! A message is the length of its head (4 bytes, little endian), the head (canonical bytes, as everywhere in Spare), and then the bodies whose
-//! lengths the head names, one after the other. So files go through the socket once, and are nowhere copied to be wrapped.
+//! A message is the length of its head (4 bytes, little endian), the head (canonical bytes, as everywhere in
+//! Spare), and then the bodies whose lengths the head names, one after the other. So files go through the
+//! socket once, and are nowhere copied to be wrapped.
 //!
 //! | parent | worker |
 //! |---|---|
@@ -11,11 +12,13 @@
 //! | [`Answer`] to each step | |
 //! | | [`Report::Outcome`], standard output and error, outputs; or [`Report::Refused`] |
 //!
-//! Bytes go through the socket even where they are many: it moves some 2 GB/s, so that sharing memory would save less than a percent of any real
-//! job, and would need system calls that the jail does without. The artefact is a descriptor, since it is mapped and not read.
+//! Bytes go through the socket even where they are many: it moves some 2 GB/s, so that sharing memory would
+//! save less than a percent of any real job, and would need system calls that the jail does without. The
+//! artefact is a descriptor, since it is mapped and not read.
 //!
-//! **Invariant:** a length is checked before anything is allocated for it, and memory for a body grows only as its bytes arrive. The parent takes
-//! nothing else from a worker, descriptors neither: it reads without room for them, so that the kernel drops them.
+//! **Invariant:** a length is checked before anything is allocated for it, and memory for a body grows only
+//! as its bytes arrive. The parent takes nothing else from a worker, descriptors neither: it reads without
+//! room for them, so that the kernel drops them.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;

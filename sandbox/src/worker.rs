@@ -1,11 +1,12 @@
 //! The worker: a process that jails itself, takes one order, and ends.
 //!
-//! It is started with its socket as standard input, nothing as standard output, and a pipe for its last words as standard error.
-//! It builds its jail and its engine before it is needed, so that a job finds it warm.
+//! It is started with its socket as standard input, nothing as standard output, and a pipe for its last words
+//! as standard error. It builds its jail and its engine before it is needed, so that a job finds it warm.
 //!
-//! **One order and no second.** A guest may have taken the worker over unnoticed, so whatever comes after it would be in its hands: another client's
-//! secrets, or the same client's next receipt, which the provider signs. A new process costs some milliseconds of a processor, and none of a
-//! job's time as long as warm ones are kept.
+//! **One order and no second.** A guest may have taken the worker over unnoticed, so whatever comes after it
+//! would be in its hands: another client's secrets, or the same client's next receipt, which the provider
+//! signs. A new process costs some milliseconds of a processor, and none of a job's time as long as warm ones
+//! are kept.
 //!
 //! **Invariant:** not a byte from the parent, and so none from a client, is read before the jail stands.
 

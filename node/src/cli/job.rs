@@ -1,6 +1,6 @@
 //! `spare job`: programs, run as a provider would run them.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -115,18 +115,23 @@ pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u
     let workshop = Workshop::open(&context.home.file("artefacts"), CACHE_BYTES, 1)?;
     // Ctrl-C ends this process, and workers end with it.
     let stop = Stop::new();
-    let is_shown = std::io::stderr().is_terminal() && !context.json;
+    let mut shown = (0, 0);
     let mut show = |step: Step<'_>| {
         if !context.json {
-            let _ = std::io::stdout().write_all(step.stdout).and_then(|()| std::io::stdout().flush());
-            let _ = std::io::stderr().write_all(step.stderr);
-        } else if is_shown {
-            eprint!("\r{} fuel", step.fuel);
+            pass_on(step.stdout, step.stderr);
+            shown = (shown.0 + step.stdout.len(), shown.1 + step.stderr.len());
         }
         Go::On
     };
     let done =
         workshop.carry_out(&OWN, &work, materials, Duration::from_secs(args.time), &stop, &mut show)?;
+    if !context.json {
+        // What was printed since the last step.
+        pass_on(
+            &done.stdout[shown.0.min(done.stdout.len())..],
+            &done.stderr[shown.1.min(done.stderr.len())..],
+        );
+    }
     if let Some(dir) = &args.output {
         write_outputs(dir, &done)?;
     }
@@ -140,6 +145,13 @@ pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u
         Ended::Code(code) => u8::try_from(code).unwrap_or(1),
         _ => 1,
     })
+}
+
+/// Passes on what the program printed. A reader that went away is no error.
+fn pass_on(stdout: &[u8], stderr: &[u8]) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(stdout).and_then(|()| out.flush());
+    let _ = std::io::stderr().write_all(stderr);
 }
 
 /// The work that the arguments describe, and its bytes.

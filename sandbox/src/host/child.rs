@@ -14,8 +14,8 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 
 use crate::jail::Profile;
 
-/// How a worker is started: a program that calls [`worker::main`](crate::worker::main) with the profile that its last argument names,
-/// `compile` or `run`.
+/// How a worker is started: a program that calls [`worker::main`](crate::worker::main) with the profile that
+/// its last argument names, `compile` or `run`.
 #[derive(Debug, Clone)]
 pub struct WorkerCommand {
     /// The executable.
@@ -38,8 +38,8 @@ pub(super) struct Ends {
 }
 
 impl Child {
-    /// Starts a worker, with an empty environment. It must be called on a thread that lives as long as the worker may: the kernel
-    /// kills a worker when the thread that started it ends.
+    /// Starts a worker, with an empty environment. It must be called on a thread that lives as long as the
+    /// worker may: the kernel kills a worker when the thread that started it ends.
     pub(super) fn start(command: &WorkerCommand, profile: Profile) -> io::Result<(Self, Ends)> {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
@@ -81,8 +81,8 @@ impl Child {
         self.process().try_wait().ok().flatten()
     }
 
-    /// Bytes of memory that are the process's own, swapped or not, and the kernel's for its page tables. Files that it has mapped are
-    /// the page cache's. `None` where `/proc` hides it.
+    /// Bytes of memory that are the process's own, swapped or not, and the kernel's for its page tables.
+    /// Files that it has mapped are the page cache's. `None` where `/proc` hides it.
     pub(super) fn memory_bytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let own = status.lines().filter_map(|line| {
@@ -93,7 +93,8 @@ impl Child {
         Some(own.sum::<u64>() << 10)
     }
 
-    /// Sets the most of a resource that the process may use. When that is gone it gets a signal, and one unit later it is killed.
+    /// Sets the most of a resource that the process may use. When that is gone it gets a signal, and one unit
+    /// later it is killed.
     pub(super) fn limit(&self, resource: Resource, most: u64) -> io::Result<()> {
         let inherited = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let most = most.min(inherited);

@@ -1,4 +1,5 @@
-//! The parent's end of a worker's socket: reads and writes that end in time, and an eye on the worker's memory meanwhile.
+//! The parent's end of a worker's socket: reads and writes that end in time, and an eye on the worker's
+//! memory meanwhile.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -11,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::child::Child;
 use crate::wire;
 
-/// How often a worker's memory is looked at. In between the kernel's limits on private memory and addresses hold.
+/// How often a worker's memory is looked at. In between the kernel's limits on private memory and addresses
+/// hold.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Why a line was cut at the parent's end.

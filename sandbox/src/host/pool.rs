@@ -1,7 +1,7 @@
 //! Workers of one profile: some warm, a bounded number busy.
 //!
-//! One thread starts them all, and buries them. It has to be one that lives as long as the pool, since the kernel ends a worker with the thread that
-//! started it; and so it also does when the parent is killed.
+//! One thread starts them all, and buries them. It has to be one that lives as long as the pool, since the
+//! kernel ends a worker with the thread that started it; and so it also does when the parent is killed.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -215,7 +215,8 @@ impl Shared {
                 state = if starts { self.start(state, &mut rest_until) } else { self.wait(state, REST) };
                 continue;
             };
-            // One is buried for each that is started, so the dead do not pile up; but nobody waits for a burial.
+            // One is buried for each that is started, so the dead do not pile up; but nobody waits for a
+            // burial.
             drop(state);
             let gone = child.reap(if starts { Duration::ZERO } else { GONE_WITHIN }).is_some();
             state = self.state();

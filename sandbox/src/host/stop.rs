@@ -21,7 +21,8 @@ impl Stop {
         Self::default()
     }
 
-    /// Ends the call: it returns [`WorkerError::Stopped`] soon. For an outcome until here, return [`Go::Stop`] from a step instead.
+    /// Ends the call: it returns [`WorkerError::Stopped`] soon. For an outcome until here, return
+    /// [`Go::Stop`] from a step instead.
     pub fn stop(&self) {
         let mut stopping = self.stopping();
         stopping.asked = true;

@@ -1,7 +1,8 @@
 //! Which system calls a worker may make.
 //!
-//! Three answers. What the engine and Rust's library truly need is **allowed**, in the narrow form in which they need it. What only an
-//! attacker would ask for **kills** the worker, so that its owner hears of it. Everything else is **refused**, as an honest library must expect.
+//! Three answers. What the engine and Rust's library truly need is **allowed**, in the narrow form in which
+//! they need it. What only an attacker would ask for **kills** the worker, so that its owner hears of it.
+//! Everything else is **refused**, as an honest library must expect.
 //!
 //! | kept out | by |
 //! |---|---|
@@ -145,7 +146,8 @@ const SHARING: u64 = 0xf;
 
 /// Puts the filter around this thread and all that it will start.
 pub(super) fn install(profile: Profile) -> Result<(), Error> {
-    // The kernel takes the strictest of the answers. The allow list comes last, since it forbids to install more.
+    // The kernel takes the strictest of the answers. The allow list comes last, since it forbids to install
+    // more.
     for program in [unknown()?, alarms(profile)?, allowed(profile)?] {
         seccompiler::apply_filter(&program)?;
     }
@@ -223,7 +225,8 @@ fn any_of(index: u8, values: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
         .collect()
 }
 
-/// A program that gives `on_match` to the calls in `rules`, and `otherwise` to all others. Calls of a foreign architecture kill.
+/// A program that gives `on_match` to the calls in `rules`, and `otherwise` to all others. Calls of a foreign
+/// architecture kill.
 fn compiled(
     rules: Rules,
     otherwise: SeccompAction,
