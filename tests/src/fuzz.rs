@@ -26,6 +26,7 @@ use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
 use spare_market::head::{FullHead, Head, HeadV1};
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd};
+use spare_market::job::{ComputePrices, JobReceipt, Order};
 use spare_market::keys::{PublicKey, Seed};
 use spare_market::meter::Meter;
 use spare_market::placement::Placement;
@@ -34,7 +35,7 @@ use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::state::{Entry, Key};
 use spare_market::tab::Tab;
 use spare_market::tx::{Action, Tx};
-use spare_market::voucher::{Voucher, VoucherV1};
+use spare_market::voucher::{Known, Voucher, VoucherV1};
 use spare_proofs::cipher::{Secret, SegmentKey, open_message, seal_message};
 use spare_proofs::encode::{from_bytes, to_bytes};
 use spare_proofs::geometry::Geometry;
@@ -97,6 +98,8 @@ fn signed(bytes: &[u8]) {
     let _ = raw.clone().check::<Voucher>(NETWORK);
     let _ = raw.clone().check::<Tx>(NETWORK);
     let _ = raw.clone().check::<Header>(NETWORK);
+    let _ = raw.clone().check::<Order>(NETWORK);
+    let _ = raw.clone().check::<JobReceipt>(NETWORK);
     let _ = Authority::from_grant(raw.clone(), NETWORK, raw.signer, 0);
     // What a valid signature would cover, as if it held.
     canonical::<Ask>(&raw.bytes);
@@ -351,7 +354,15 @@ fn ledger(bytes: &[u8]) {
         let _ = Meter::default().take(head.v1(), u32::MAX).map(|()| head.v1().rate(u32::MAX));
     }
     if let Ok(voucher) = from_bytes::<Voucher>(bytes, 1 << 20) {
-        let _ = voucher.v1().check_improves(voucher.v1().deal, 0, Amount(5), Some(7));
+        let known = Known { total: Amount(5), jobs: Amount(2), through: Some(7) };
+        let _ = voucher.v1().check_improves(voucher.v1().deal, 0, known);
+    }
+    if let Ok(order) = from_bytes::<Order>(bytes, 1 << 20) {
+        let (work, prices) = (&order.v1().work, ComputePrices { start: 1, gfuel: u64::MAX, gib_gfuel: u64::MAX, output_gib: u64::MAX });
+        let _ = (work.check(), work.id(), prices.cost_max(work));
+    }
+    if let Ok(JobReceipt::V1 { ran, .. }) = from_bytes::<JobReceipt>(bytes, 1 << 20) {
+        let _ = ran.hash();
     }
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = Amount::from_str(text).map(|amount| {
