@@ -6,7 +6,7 @@
 //!
 //! **Invariant:** an artefact is a function of program and configuration. It is never accepted from elsewhere.
 
-use wasmtime::wasmparser::{AbstractHeapType, Encoding, HeapType, Parser, Payload};
+use wasmtime::wasmparser::{AbstractHeapType, Encoding, FunctionBody, HeapType, Operator, Parser, Payload};
 
 use crate::engine::engine;
 use crate::task::Kind;
@@ -14,14 +14,21 @@ use crate::task::Kind;
 /// Bytes of a program. The largest that people are known to run, a Verilog synthesiser, has 69 MB.
 pub const PROGRAM_BYTES: usize = 128 << 20;
 
-/// Functions with a body. A large program has one for each 500 bytes or so.
+/// Functions with a body. The synthesiser has 46,000.
 const FUNCTIONS: u64 = 250_000;
 
-/// Bytes of one function's body. Compiling takes more than proportionally longer for a longer one.
-const FUNCTION_BYTES: u64 = 2 << 20;
+/// Bytes of one function's body. The synthesiser's longest has 223,000.
+const FUNCTION_BYTES: u64 = 1 << 20;
 
-/// Local variables of all functions together. A few bytes declare tens of thousands.
-const LOCALS: u64 = 16_000_000;
+/// Local variables of all functions together. The synthesiser has 300,000, but a few bytes declare tens of thousands.
+const LOCALS: u64 = 4_000_000;
+
+/// Branches, and what they can lead to, in one function. The synthesiser has up to 10,000.
+const BRANCHES: u64 = 40_000;
+
+/// The squares of that, together, since compiling takes up to 10 ns for each: loops in loops of a single megabyte
+/// would take minutes. The synthesiser has 1.6 billion.
+const BRANCHES_SQUARED: u64 = 8_000_000_000;
 
 /// Imports, exports and globals of all modules together. A dynamically linked interpreter exports some thousands.
 const IMPORTS: u64 = 10_000;
@@ -94,7 +101,7 @@ pub fn compile(program: &[u8]) -> Result<Vec<u8>, CompileError> {
     artefact.map_err(|error| CompileError::Invalid(format!("{:#}", error.root_cause())))
 }
 
-/// Counts, and refuses what has too much. It reads section headers and function headers, no code.
+/// Counts, and refuses what has too much. It takes about a second for each 100 MB.
 fn check(program: &[u8]) -> Result<(), CompileError> {
     too_long("the program", program.len() as u64, PROGRAM_BYTES as u64)?;
     let mut counts = Counts::default();
@@ -109,6 +116,7 @@ fn check(program: &[u8]) -> Result<(), CompileError> {
 struct Counts {
     functions: u64,
     locals: u64,
+    branches_squared: u64,
     imports: u64,
     exports: u64,
     globals: u64,
@@ -132,14 +140,7 @@ impl Counts {
             Payload::FunctionSection(section) => {
                 count(&mut self.functions, section.count(), "functions", FUNCTIONS)
             }
-            Payload::CodeSectionEntry(body) => {
-                let range = body.range();
-                too_long("a function", (range.end - range.start) as u64, FUNCTION_BYTES)?;
-                for group in body.get_locals_reader().map_err(invalid)? {
-                    count(&mut self.locals, group.map_err(invalid)?.0, "local variables", LOCALS)?;
-                }
-                Ok(())
-            }
+            Payload::CodeSectionEntry(body) => self.function(body),
             Payload::TableSection(section) => {
                 for table in section.clone() {
                     check_table(table.map_err(invalid)?.ty.element_type.heap_type())?;
@@ -160,9 +161,45 @@ impl Counts {
         }
     }
 
+    fn function(&mut self, body: &FunctionBody<'_>) -> Result<(), CompileError> {
+        let range = body.range();
+        too_long("a function", (range.end - range.start) as u64, FUNCTION_BYTES)?;
+        for group in body.get_locals_reader().map_err(invalid)? {
+            count(&mut self.locals, group.map_err(invalid)?.0, "local variables", LOCALS)?;
+        }
+        let mut branches = 0;
+        for operator in body.get_operators_reader().map_err(invalid)? {
+            count(
+                &mut branches,
+                is_branch(&operator.map_err(invalid)?).into(),
+                "branches in a function",
+                BRANCHES,
+            )?;
+        }
+        self.branches_squared += branches * branches;
+        too_many("branches in its functions, squared", self.branches_squared, BRANCHES_SQUARED)
+    }
+
     fn component_items(&mut self, more: u32) -> Result<(), CompileError> {
         count(&mut self.component_items, more, "items of components", COMPONENT_ITEMS)
     }
+}
+
+/// Whether an instruction branches, or is what one leads to.
+fn is_branch(operator: &Operator<'_>) -> bool {
+    matches!(
+        operator,
+        Operator::Block { .. }
+            | Operator::Loop { .. }
+            | Operator::If { .. }
+            | Operator::Else
+            | Operator::TryTable { .. }
+            | Operator::Br { .. }
+            | Operator::BrIf { .. }
+            | Operator::BrTable { .. }
+            | Operator::BrOnNull { .. }
+            | Operator::BrOnNonNull { .. }
+    )
 }
 
 /// Exceptions that are kept in a table live on, and each collection copies what lives: a program could make one
@@ -178,7 +215,11 @@ fn check_table(elements: HeapType) -> Result<(), CompileError> {
 
 fn count(counted: &mut u64, more: u32, what: &'static str, limit: u64) -> Result<(), CompileError> {
     *counted += u64::from(more);
-    if *counted > limit { Err(CompileError::TooMany { what, count: *counted, limit }) } else { Ok(()) }
+    too_many(what, *counted, limit)
+}
+
+fn too_many(what: &'static str, count: u64, limit: u64) -> Result<(), CompileError> {
+    if count > limit { Err(CompileError::TooMany { what, count, limit }) } else { Ok(()) }
 }
 
 fn too_long(what: &'static str, bytes: u64, limit_bytes: u64) -> Result<(), CompileError> {

@@ -117,6 +117,15 @@ impl ResourceLimiter for MemoryMeter {
         Ok(maximum.is_none_or(|maximum| desired <= maximum) && self.grow(bytes(current), bytes(desired)))
     }
 
+    /// Growing beyond what a memory can have is the program's business. That the machine lacks memory is not: a program
+    /// that went on would compute something else than elsewhere.
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        match error.downcast_ref::<rustix::io::Errno>() {
+            Some(errno) => Err(wasmtime::format_err!("the machine lacks memory: {errno}")),
+            None => Ok(()),
+        }
+    }
+
     fn instances(&self) -> usize {
         INSTANCES
     }
@@ -143,6 +152,13 @@ mod tests {
         assert_eq!((meter.peak_bytes, meter.refused_bytes), (1_000, Some(1_008)));
         assert!(!meter.table_growing(0, usize::MAX, None)?);
         Ok(())
+    }
+
+    #[test]
+    fn a_machine_without_memory_ends_the_program() {
+        let mut meter = MemoryMeter::new(1_000);
+        assert!(meter.memory_grow_failed(rustix::io::Errno::NOMEM.into()).is_err());
+        assert!(meter.memory_grow_failed(wasmtime::format_err!("beyond the type's limits")).is_ok());
     }
 
     #[test]

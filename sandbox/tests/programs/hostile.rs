@@ -279,14 +279,18 @@ fn what_cannot_be_started_is_refused_by_name() {
 fn what_would_take_long_to_compile_is_refused_by_name() {
     let exports: String = (0..50_001).map(|index| format!("(export \"{index}\" (func 0))")).collect();
     let functions = "(func)".repeat(250_001);
-    let locals = format!("(func (local {}))", "i32 ".repeat(40_000)).repeat(401);
-    let body = format!("(func {})", "(drop (i32.const 1))".repeat(800_000));
+    let locals = format!("(func (local {}))", "i32 ".repeat(40_000)).repeat(101);
+    let body = format!("(func {})", "(drop (i32.const 1))".repeat(400_000));
+    let branches = format!("(func {})", "(loop)".repeat(40_001));
+    let squares = format!("(func {})", "(loop)".repeat(40_000)).repeat(6);
     let tables = "(table 1 exnref)".into();
     for (declarations, expected) in [
         (format!("(func){exports}"), "50001 exports"),
         (functions, "250001 functions"),
         (locals, "local variables"),
         (body, "a function has"),
+        (branches, "40001 branches in a function"),
+        (squares, "branches in its functions, squared"),
         (tables, "tables of exceptions"),
     ] {
         let error = compiled(&format!("(module {declarations})")).expect_err("it is refused");
