@@ -14,6 +14,7 @@
 //! | what users touch | [`api`], [`cli`], [`demo`], [`doctor`], [`config`], [`home`] |
 //! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
 //! | the provider's work | [`answer`], [`earn`], [`shards`], [`scrub`] |
+//! | programs | [`work`] |
 //! | the ledger | [`market`], [`chain`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`reach`], [`asks`] |
 //! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`budget`], [`limits`], [`crash`] |

@@ -26,7 +26,7 @@ use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Authority, Grant};
 use spare_market::head::{FullHead, Head, HeadV1};
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd};
-use spare_market::job::{ComputePrices, JobReceipt, Order};
+use spare_market::job::{ComputePrices, Ended, JobLimits, JobReceipt, Material, Order, OrderV1, Ran, Work};
 use spare_market::keys::{PublicKey, Seed};
 use spare_market::meter::Meter;
 use spare_market::placement::Placement;
@@ -358,7 +358,10 @@ fn ledger(bytes: &[u8]) {
         let _ = voucher.v1().check_improves(voucher.v1().deal, 0, known);
     }
     if let Ok(order) = from_bytes::<Order>(bytes, 1 << 20) {
-        let (work, prices) = (&order.v1().work, ComputePrices { start: 1, gfuel: u64::MAX, gib_gfuel: u64::MAX, output_gib: u64::MAX });
+        let (work, prices) = (
+            &order.v1().work,
+            ComputePrices { start: 1, gfuel: u64::MAX, gib_gfuel: u64::MAX, output_gib: u64::MAX },
+        );
         let _ = (work.check(), work.id(), prices.cost_max(work));
     }
     if let Ok(JobReceipt::V1 { ran, .. }) = from_bytes::<JobReceipt>(bytes, 1 << 20) {
@@ -448,6 +451,38 @@ pub fn run((name, target): &Target, time: Duration) -> u64 {
     runs
 }
 
+/// An order, and what came out of it.
+fn job(deal: DealId) -> (Order, JobReceipt) {
+    let material = Material::of(b"material");
+    let limits = JobLimits { fuel: 1, memory_bytes: 2, output_bytes: 3, output_files: 4, log_bytes: 5 };
+    let work = Work {
+        module: material,
+        args: vec!["program".into()],
+        env: vec![("NAME".into(), "value".into())],
+        stdin: Some(material),
+        inputs: vec![("a/b".into(), material), ("c".into(), material)],
+        limits,
+        seed: [6; 32],
+        starts_at_s: 7,
+        is_deterministic: true,
+    };
+    let ran = Ran {
+        work: work.id(),
+        configuration: [8; 32],
+        ended: Ended::Trapped("unreachable".into()),
+        fuel: 1,
+        memory_peak_bytes: 2,
+        stdout: material,
+        stderr: material,
+        is_log_cut: false,
+        outputs: material,
+        output_bytes: 3,
+    };
+    let order = Order::V1(OrderV1 { deal, work, begin_by_s: 9, salt: [10; 16] });
+    let receipt = JobReceipt::V1 { job: order.job_id(), ran, ended_s: 11 };
+    (order, receipt)
+}
+
 /// Good encodings to start from.
 pub fn seeds() -> Vec<Vec<u8>> {
     let identity = Identity::new(&Seed::from_entropy([1; 32]), NETWORK, Secret::new([2; 32]), 0);
@@ -492,6 +527,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         skipped: StorageDue::ZERO,
         total: Amount(77),
     });
+    let (order, job_receipt) = job(deal);
     let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
     let voucher_signed = Signed::new(voucher, NETWORK, &node_key).raw().clone();
     let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
@@ -552,6 +588,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         to_bytes(&market),
         to_bytes(&head),
         to_bytes(&voucher),
+        to_bytes(&order),
+        to_bytes(&job_receipt),
         to_bytes(&full),
         to_bytes(&anchor),
         to_bytes(&claim),
