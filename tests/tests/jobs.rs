@@ -76,7 +76,8 @@ fn a_program_runs_with_one_result_everywhere() {
     let echo = bench.module("echo.wasm", ECHO);
     let input = bench.path("input");
     std::fs::write(&input, "what is said").unwrap();
-    let args = [text(&echo), "--stdin", text(&input), "--output", text(&bench.path("out"))];
+    let out = bench.path("out");
+    let args = [text(&echo), "--stdin", text(&input), "--output", text(&out)];
     let out = bench.run("one", &args);
     assert_eq!(out.status.code(), Some(3), "{out:?}");
     assert_eq!(out.stdout, b"what is said");
