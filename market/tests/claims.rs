@@ -559,6 +559,24 @@ fn what_is_drawn_in_a_tick_is_settled_when_it_begins() {
 }
 
 #[test]
+fn an_outage_is_paid_as_far_as_the_escrow_reaches() {
+    let mut m = Market::new();
+    for who in [2, 3] {
+        m.ok(&party(1), Action::Fund { account: party(who).account.public(), amount: Amount(1 << 40) });
+    }
+    let holding = Holding::new(1, &[100_000]);
+    let deal = open(&mut m, 1, 3 * RATE, RATE, &holding);
+    let head = head(&m, deal, 1, &holding);
+    m.ok(&party(3), Action::Anchor { head });
+    let mut away = Away { m, deal, holding };
+    away.start();
+    away.m.now_s += 10 * PERIOD_S;
+    away.m.block(vec![]);
+    let Event::Claimed { amount, .. } = away.claim().unwrap() else { panic!("claimed") };
+    assert!(amount.0.abs_diff(3 * RATE) < 5 && away.on_ledger().escrow < Amount(5), "{amount:?}");
+}
+
+#[test]
 fn a_deal_weighs_no_more_than_its_money_is_good_for() {
     let holding = Holding::new(1, &[100_000]);
     let weight = |escrow: u128, collateral: u128| {

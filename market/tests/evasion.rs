@@ -177,7 +177,10 @@ fn burns_are_not_evaded_and_not_inflated() {
         // It was silent in one tick, and is in this one too.
         change(&mut m, deal);
         tick(&mut m);
-        m.ok(&party(2), Action::Lapse { node: party(3).node.public() });
+        // What changes in a later tick changes nothing of it either. It may be settled by that already.
+        let tiny = head(&m, &party(4), deal, 9, Some(&small), PRICE);
+        m.ok(&party(3), Action::Anchor { head: tiny });
+        let _ = m.submit(&party(2), Action::Lapse { node: party(3).node.public() });
         burned(&m)
     };
     let plain = cost(&|_, _| None);

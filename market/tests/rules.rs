@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use spare_market::amount::{Amount, StorageDue};
-use spare_market::block::{Block, BlockError, Header, HeaderError, Ledger};
+use spare_market::block::{BLOCK_MAX_BYTES, Block, BlockError, Header, HeaderError, Ledger};
 use spare_market::deal::{DealId, Status, TermsV1};
 use spare_market::genesis::GenesisError;
 use spare_market::grant::{Grant, Scope};
@@ -399,6 +399,14 @@ fn a_block_that_breaks_a_rule_is_not_taken() {
     assert_eq!(follower.accept(bad).err(), Some(BlockError::Beacon { height: 2 }));
     let bad = signed_anew(&|Header::V1 { state_root, .. }| state_root[0] ^= 1, &key);
     assert_eq!(follower.accept(bad).err(), Some(BlockError::Root { height: 2 }));
+    // More than a block may hold, under a header that has their hash.
+    let long = SignedBytes { bytes: vec![0; BLOCK_MAX_BYTES], ..second.txs[0].clone() };
+    let encoded = spare_proofs::encode::to_bytes(&long);
+    let mut hasher = blake3::Hasher::new_derive_key("spare 2026 block transactions v1");
+    let hash = hasher.update(&(encoded.len() as u64).to_le_bytes()).update(&encoded).finalize();
+    let bad = signed_anew(&|Header::V1 { txs_hash, .. }| *txs_hash = hash.into(), &key);
+    let bad = Block { txs: vec![long], ..bad };
+    assert_eq!(follower.accept(bad).err(), Some(BlockError::Txs { height: 2 }));
     let mut bad = second.clone();
     bad.txs.swap(0, 1);
     assert_eq!(follower.accept(bad).err(), Some(BlockError::Txs { height: 2 }));
