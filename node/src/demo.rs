@@ -22,6 +22,10 @@ const PROVIDERS: usize = 12;
 const CODE: &str = "4+8";
 /// Length of a period here.
 const PERIOD_S: u32 = 2;
+/// Providers read what they store again and again, so that damage is found while somebody watches.
+const SCRUB: &str = "provide.scrub_days=0";
+/// How long that may take.
+const NOTICED_WITHIN: Duration = Duration::from_secs(60);
 /// A failure that lasts for this long is a strike, in seconds; hours pass for it outside a demo.
 const STRIKES: &str = "client.strike_after_s=3";
 /// What the client gets.
@@ -102,7 +106,7 @@ impl Demo {
         let damaged = self.damage(&stored[0].blob.name).await?;
         self.kill(args.kill.into(), damaged).await?;
         self.read_back(&files, "Read everything back, byte for byte, through the damage").await?;
-        self.damage_was_noticed(damaged)?;
+        self.damage_was_noticed(damaged).await?;
         self.lose_client().await?;
         self.recover(files.len()).await?;
         self.read_back(&files, "Read everything back again, on the recovered node").await?;
@@ -183,12 +187,12 @@ impl Demo {
     async fn start_network(&mut self) -> anyhow::Result<()> {
         // The first node founds the network and so is its market, besides being a provider.
         let period = PERIOD_S.to_string();
-        let founding = ["--provide", "2GB", "--period-s", &period, "--set", &price_of(0)];
+        let founding = ["--provide", "2GB", "--period-s", &period, "--set", &price_of(0), "--set", SCRUB];
         self.providers[0] = Some(self.start_node("provider-01", 1, &founding).await?);
         let ticket = self.ticket(&self.dir.join("provider-01")).await?;
         for i in 1..PROVIDERS {
             let name = format!("provider-{:02}", i + 1);
-            let joining = ["--provide", "2GB", "--join", &ticket, "--set", &price_of(i)];
+            let joining = ["--provide", "2GB", "--join", &ticket, "--set", &price_of(i), "--set", SCRUB];
             self.providers[i] = Some(self.start_node(&name, i + 1, &joining).await?);
         }
         self.client = Some(self.start_node("client", 100, &["--join", &ticket, "--set", STRIKES]).await?);
@@ -420,14 +424,22 @@ impl Demo {
     }
 
     /// The provider of the damaged shard refuses to serve it, and says why in its log.
-    fn damage_was_noticed(&mut self, damaged: usize) -> anyhow::Result<()> {
+    async fn damage_was_noticed(&mut self, damaged: usize) -> anyhow::Result<()> {
         if self.providers[damaged].is_none() {
             return Ok(());
         }
-        let log = std::fs::read_to_string(self.dir.join(format!("provider-{:02}.log", damaged + 1)))?;
-        let line =
-            log.lines().find(|line| line.contains("damaged")).context("the damaged shard went unnoticed")?;
-        let notice = line.split_once("error=").map_or(line, |(_, rest)| rest);
+        let path = self.dir.join(format!("provider-{:02}.log", damaged + 1));
+        let started = Instant::now();
+        // The blob may have been read from others alone; then the scrub finds it.
+        let line = loop {
+            let log = std::fs::read_to_string(&path)?;
+            if let Some(line) = log.lines().find(|line| line.contains("damaged")) {
+                break line.to_owned();
+            }
+            ensure!(started.elapsed() < NOTICED_WITHIN, "the damaged shard went unnoticed");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let notice = line.split_once("error=").map_or(line.as_str(), |(_, rest)| rest);
         let text = format!("provider-{:02} found it before serving it: {notice}", damaged + 1);
         self.say("The flipped bit was noticed", json!({"provider": damaged + 1}), text);
         Ok(())
