@@ -6,8 +6,8 @@
 //!                                  `-> no answer within the window: Forfeit takes of the collateral
 //! ```
 //!
-//! A *tick* is a period in which there was a block before its last quarter. A claim is made in one tick for the periods since the one before, under heads that were on the
-//! ledger before its beacon was known. Which bytes are shown follows from the beacon and the ledger's state; a provider supplies no list.
+//! A *tick* is a period in which there was a block before its last quarter. A claim is made in one tick for the periods since the one before, under
+//! heads that were on the ledger before its beacon was known. Which bytes are shown follows from the beacon and the ledger's state; a provider supplies no list.
 //!
 //! **What is shown.** [`CLAIM_DRAWS`] bytes. A deal is drawn by what a period costs under it, a byte of its set like every other. Whoever lacks a share f
 //! of what it claims for can show all draws with a chance of (1-f)^20. Which deals take part, under which heads and with which weights is settled when

@@ -22,8 +22,8 @@ const PROVIDERS: usize = 12;
 const CODE: &str = "4+8";
 /// Length of a period here.
 const PERIOD_S: u32 = 2;
-/// Providers read what they store again and again, so that damage is found while somebody watches.
-const SCRUB: &str = "provide.scrub_days=0";
+/// Providers read what they store again and again, and fast, so that damage is found while somebody watches.
+const SCRUB: [&str; 2] = ["provide.scrub_days=0", "provide.scrub_rate=1GB"];
 /// How long that may take.
 const NOTICED_WITHIN: Duration = Duration::from_secs(60);
 /// A failure that lasts for this long is a strike, in seconds; hours pass for it outside a demo.
@@ -153,6 +153,7 @@ impl Demo {
         let operator = format!("node.operator={name}");
         let ports = ["node.libp2p_port=0", "node.direct_port=0", "node.api_addr=127.0.0.1:0"];
         let mut args = vec!["init", "--set", &ip, "--set", &operator];
+        args.extend(SCRUB.iter().flat_map(|setting| ["--set", setting]));
         args.extend(ports.iter().flat_map(|port| ["--set", port]));
         args.extend(init);
         let _: Value = self.spare(&home, &args).await?;
@@ -187,12 +188,12 @@ impl Demo {
     async fn start_network(&mut self) -> anyhow::Result<()> {
         // The first node founds the network and so is its market, besides being a provider.
         let period = PERIOD_S.to_string();
-        let founding = ["--provide", "2GB", "--period-s", &period, "--set", &price_of(0), "--set", SCRUB];
+        let founding = ["--provide", "2GB", "--period-s", &period, "--set", &price_of(0)];
         self.providers[0] = Some(self.start_node("provider-01", 1, &founding).await?);
         let ticket = self.ticket(&self.dir.join("provider-01")).await?;
         for i in 1..PROVIDERS {
             let name = format!("provider-{:02}", i + 1);
-            let joining = ["--provide", "2GB", "--join", &ticket, "--set", &price_of(i), "--set", SCRUB];
+            let joining = ["--provide", "2GB", "--join", &ticket, "--set", &price_of(i)];
             self.providers[i] = Some(self.start_node(&name, i + 1, &joining).await?);
         }
         self.client = Some(self.start_node("client", 100, &["--join", &ticket, "--set", STRIKES]).await?);
@@ -423,7 +424,7 @@ impl Demo {
         Ok(())
     }
 
-    /// The provider of the damaged shard refuses to serve it, and says why in its log.
+    /// The provider of the damaged shard refuses to serve it, and says why in its log: whoever read it first, a client or the scrub.
     async fn damage_was_noticed(&mut self, damaged: usize) -> anyhow::Result<()> {
         if self.providers[damaged].is_none() {
             return Ok(());
@@ -433,13 +434,13 @@ impl Demo {
         // The blob may have been read from others alone; then the scrub finds it.
         let line = loop {
             let log = std::fs::read_to_string(&path)?;
-            if let Some(line) = log.lines().find(|line| line.contains("damaged")) {
+            if let Some(line) = log.lines().find(|line| line.contains("has rotted on disk")) {
                 break line.to_owned();
             }
             ensure!(started.elapsed() < NOTICED_WITHIN, "the damaged shard went unnoticed");
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        let notice = line.split_once("error=").map_or(line.as_str(), |(_, rest)| rest);
+        let notice = line.split_once("why=").map_or(line.as_str(), |(_, rest)| rest);
         let text = format!("provider-{:02} found it before serving it: {notice}", damaged + 1);
         self.say("The flipped bit was noticed", json!({"provider": damaged + 1}), text);
         Ok(())

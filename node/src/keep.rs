@@ -31,7 +31,7 @@ const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::
 const WARN_EVERY: Duration = Duration::from_secs(3600);
 /// How often deals of other nodes of this account are taken over, where this node does that.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(10);
-/// Longest time for an audit, beyond what its bytes take on the slowest line there may be.
+/// Longest time for an audit, unless its bytes may take longer on the slowest line there may be.
 const AUDIT_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time for one deal's audit and voucher, where nothing is asked again.
 const ONE_DEAL: Duration = Duration::from_secs(90);
@@ -48,8 +48,7 @@ pub async fn run(client: Arc<Client>) {
     tokio::spawn(ask_again(client.clone(), every));
     loop {
         let cells = client.deals.cells();
-        let is_failing = |cell: &&Arc<Cell>| client.peers.standings.of(&cell.node).contained().is_some();
-        look_after_all(&client, cells.iter().filter(|cell| !is_failing(cell))).await;
+        look_after_all(&client, cells.iter().filter(|cell| !is_failing(&client, cell))).await;
         if topped_up_at.is_none_or(|at| at.elapsed() >= every * 4) {
             topped_up_at = Some(Instant::now());
             match client.deals.top_up(&cells).await {
@@ -69,10 +68,14 @@ pub async fn run(client: Arc<Client>) {
 async fn ask_again(client: Arc<Client>, every: Duration) {
     loop {
         let cells = client.deals.cells();
-        let is_failing = |cell: &&Arc<Cell>| client.peers.standings.of(&cell.node).contained().is_some();
-        look_after_all(&client, cells.iter().filter(is_failing)).await;
+        look_after_all(&client, cells.iter().filter(|cell| is_failing(&client, cell))).await;
         sleep(every).await;
     }
+}
+
+/// Whether something is asked again of a deal's provider.
+fn is_failing(client: &Client, cell: &Cell) -> bool {
+    client.peers.standings.of(&cell.node).contained().is_some()
 }
 
 /// Looks after each of `cells` once.
@@ -122,7 +125,7 @@ async fn look_after(client: &Arc<Client>, cell: &Arc<Cell>) -> Result<(), DealEr
     let period_time = Duration::from_secs(client.deals.period_s().into());
     let is_due = {
         let mut audit = cell.audit.lock().expect("no holder panics");
-        if client.peers.standings.of(&cell.node).contained().is_some() {
+        if is_failing(client, cell) {
             let spacing = Duration::from_secs(client.peers.standings.spacing_s());
             let every = (spacing / ASKED_AGAIN_MAX).min(period_time / LOOKS_PER_PERIOD);
             let is_due = audit.asked_again_at.is_none_or(|at| at.elapsed() >= every);
