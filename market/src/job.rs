@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! Work     what is to be run: module, arguments, inputs, limits. It names nobody, so its hash is the same wherever it is run
-//! Order    the client: run this work under this deal
+//! Order    the client: run the work of this hash under this deal; should we disagree on what comes out, these verifiers run it again
 //! Ran      what came out. For work that is deterministic, the same on every machine of the same configuration
 //! Receipt  the provider: under this order this came out
 //! ```
 //!
 //! A job is paid for by what can be counted again: starts, fuel, memory limit times fuel, bytes of output. What it costs at most follows from the work
 //! alone, so an order needs no ceiling of its own: an escrow that covers that much covers the job.
+//!
+//! Order and receipt are short, so that both fit a transaction: work goes beside its order, as its bytes do.
 
 use serde::{Deserialize, Serialize};
 use spare_proofs::encode::to_bytes;
@@ -16,6 +18,7 @@ use spare_proofs::tree::Root;
 
 use crate::amount::{Amount, PRICE_MAX, SUPPLY_MAX};
 use crate::deal::DealId;
+use crate::keys::PublicKey;
 use crate::signed::Signable;
 
 /// Most bytes of arguments, environment and names of inputs in an order.
@@ -26,6 +29,10 @@ pub const INPUTS_MAX: usize = 1024;
 pub const PATH_MAX_BYTES: usize = 512;
 /// Longest text in a receipt that says how a job ended, in bytes.
 pub const REASON_MAX_BYTES: usize = 512;
+/// Longest encoded work, in bytes: its texts, and for each input its hash and length.
+pub const WORK_MAX_BYTES: usize = TEXT_MAX_BYTES + INPUTS_MAX * 48 + 4096;
+/// Most verifiers that an order names.
+pub const VERIFIERS_MAX: usize = 7;
 /// What a provider works for before it is paid: cumulative, under one deal. It is asked for more often only where one step of a job costs more.
 pub const JOBS_UNPAID_MAX: Amount = Amount(10_000_000_000);
 
@@ -209,12 +216,31 @@ pub enum Order {
 pub struct OrderV1 {
     /// The deal that pays.
     pub deal: DealId,
-    /// What is to be run.
-    pub work: Work,
+    /// What is to be run: [`Work::id`].
+    pub work: [u8; 32],
+    /// The nodes that run the work again if the client says that another result is right, in order of key: an odd number of them, or none. More than half
+    /// have to come to the same result.
+    pub verifiers: Vec<PublicKey>,
+    /// What the provider loses of the deal's collateral if they find that its result is wrong.
+    pub penalty: Amount,
     /// Unix time in seconds until which the provider may begin.
     pub begin_by_s: u64,
     /// Random, so that the same work can be ordered twice.
     pub salt: [u8; 16],
+}
+
+/// Why an order is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OrderError {
+    /// Verifiers that are not in order of key, twice the same, or too many.
+    #[error("verifiers are named in order of their keys, each once, {VERIFIERS_MAX} at most")]
+    Verifiers,
+    /// A tie could come about.
+    #[error("{0} verifiers could be of two minds, half and half; name an odd number")]
+    Even(usize),
+    /// A penalty that nobody could find due.
+    #[error("a penalty is named, and no verifiers")]
+    Penalty,
 }
 
 /// Names a job: the hash of its order.
@@ -235,8 +261,7 @@ impl std::fmt::Debug for JobId {
 
 impl Signable for Order {
     const DOMAIN: &'static str = "spare 2026 order v1";
-    // The texts, and for each input its hash and length.
-    const MAX_BYTES: usize = TEXT_MAX_BYTES + INPUTS_MAX * 48 + 4096;
+    const MAX_BYTES: usize = 512;
 }
 
 impl Order {
@@ -249,6 +274,24 @@ impl Order {
     /// The job that this order makes.
     pub fn job_id(&self) -> JobId {
         JobId(blake3::derive_key("spare 2026 job id v1", &to_bytes(self)))
+    }
+
+    /// Checks what does not depend on the work or on who is meant.
+    ///
+    /// # Errors
+    /// [`OrderError`].
+    pub fn check(&self) -> Result<(), OrderError> {
+        let OrderV1 { verifiers, penalty, .. } = self.v1();
+        if verifiers.len() > VERIFIERS_MAX || verifiers.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(OrderError::Verifiers);
+        }
+        if !verifiers.is_empty() && verifiers.len().is_multiple_of(2) {
+            return Err(OrderError::Even(verifiers.len()));
+        }
+        if verifiers.is_empty() && *penalty > Amount::ZERO {
+            return Err(OrderError::Penalty);
+        }
+        Ok(())
     }
 }
 
@@ -344,7 +387,9 @@ impl Signable for JobReceipt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::SigningSecret;
     use proptest::prelude::*;
+    use spare_proofs::cipher::Secret;
 
     fn work() -> Work {
         Work {
@@ -402,8 +447,33 @@ mod tests {
         assert_eq!(with(many), Err(WorkError::Inputs(INPUTS_MAX + 1)));
     }
 
+    fn verifiers(count: usize) -> Vec<PublicKey> {
+        let key = |i: usize| SigningSecret::from_secret(&Secret::new([i as u8; 32])).public();
+        let mut keys: Vec<PublicKey> = (0..count).map(key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    fn order(verifiers: Vec<PublicKey>) -> Order {
+        let (deal, work, salt) = (DealId([1; 32]), work().id(), [0; 16]);
+        Order::V1(OrderV1 { deal, work, verifiers, penalty: SUPPLY_MAX, begin_by_s: u64::MAX, salt })
+    }
+
     #[test]
-    fn the_largest_order_fits_and_each_field_changes_its_name() {
+    fn verifiers_cannot_be_of_two_minds() {
+        assert_eq!(order(Vec::new()).check(), Err(OrderError::Penalty));
+        for count in 1..=VERIFIERS_MAX {
+            let expected = if count % 2 == 0 { Err(OrderError::Even(count)) } else { Ok(()) };
+            assert_eq!(order(verifiers(count)).check(), expected);
+        }
+        assert_eq!(order(verifiers(VERIFIERS_MAX + 2)).check(), Err(OrderError::Verifiers));
+        let mut twice = verifiers(3);
+        twice[1] = twice[0];
+        assert_eq!(order(twice).check(), Err(OrderError::Verifiers));
+    }
+
+    #[test]
+    fn the_largest_work_and_order_fit_and_each_field_changes_its_name() {
         let mut most = work();
         most.inputs = (0..INPUTS_MAX)
             .map(|i| (format!("{i:04}"), Material { bytes: u64::MAX, ..most.module }))
@@ -411,10 +481,13 @@ mod tests {
         let left = TEXT_MAX_BYTES - 7 - 11 - INPUTS_MAX * 5;
         most.args.push("a".repeat(left));
         assert_eq!(most.check(), Ok(()));
-        let order =
-            |work: Work, salt| Order::V1(OrderV1 { deal: DealId([1; 32]), work, begin_by_s: u64::MAX, salt });
-        assert!(to_bytes(&order(most, [255; 16])).len() <= Order::MAX_BYTES);
-        assert_ne!(order(work(), [0; 16]).job_id(), order(work(), [1; 16]).job_id());
+        assert!(to_bytes(&most).len() <= WORK_MAX_BYTES);
+        let order = order(verifiers(VERIFIERS_MAX));
+        assert!(to_bytes(&order).len() <= Order::MAX_BYTES);
+        let mut again = order.clone();
+        let Order::V1(v1) = &mut again;
+        v1.salt[0] = 1;
+        assert_ne!(order.job_id(), again.job_id());
         let mut other = work();
         other.seed[0] = 1;
         assert_ne!(work().id(), other.id());

@@ -27,7 +27,7 @@ use spare_market::grant::{Authority, Grant};
 use spare_market::head::{FullHead, Head, HeadV1};
 use spare_market::index::{IndexEntry, IndexEntryV1, LogEnd};
 use spare_market::job::{ComputePrices, Ended, JobLimits, JobReceipt, Material, Order, OrderV1, Ran, Work};
-use spare_market::keys::{PublicKey, Seed};
+use spare_market::keys::{PublicKey, Seed, SigningSecret};
 use spare_market::meter::Meter;
 use spare_market::placement::Placement;
 use spare_market::receipt::{ReadAnswer, Receipt};
@@ -358,11 +358,11 @@ fn ledger(bytes: &[u8]) {
         let _ = voucher.v1().check_improves(voucher.v1().deal, 0, known);
     }
     if let Ok(order) = from_bytes::<Order>(bytes, 1 << 20) {
-        let (work, prices) = (
-            &order.v1().work,
-            ComputePrices { start: 1, gfuel: u64::MAX, gib_gfuel: u64::MAX, output_gib: u64::MAX },
-        );
-        let _ = (work.check(), work.id(), prices.cost_max(work));
+        let _ = (order.check(), order.job_id());
+    }
+    if let Ok(work) = from_bytes::<Work>(bytes, 1 << 20) {
+        let prices = ComputePrices { start: 1, gfuel: u64::MAX, gib_gfuel: u64::MAX, output_gib: u64::MAX };
+        let _ = (work.check(), work.id(), prices.cost_max(&work));
     }
     if let Ok(JobReceipt::V1 { ran, .. }) = from_bytes::<JobReceipt>(bytes, 1 << 20) {
         let _ = ran.hash();
@@ -451,8 +451,8 @@ pub fn run((name, target): &Target, time: Duration) -> u64 {
     runs
 }
 
-/// An order, and what came out of it.
-fn job(deal: DealId) -> (Order, JobReceipt) {
+/// Work, an order of it, and what came out.
+fn job(deal: DealId) -> (Work, Order, JobReceipt) {
     let material = Material::of(b"material");
     let limits = JobLimits { fuel: 1, memory_bytes: 2, output_bytes: 3, output_files: 4, log_bytes: 5 };
     let work = Work {
@@ -478,9 +478,12 @@ fn job(deal: DealId) -> (Order, JobReceipt) {
         outputs: material,
         output_bytes: 3,
     };
-    let order = Order::V1(OrderV1 { deal, work, begin_by_s: 9, salt: [10; 16] });
+    let verifiers = vec![SigningSecret::from_secret(&key()).public()];
+    let order =
+        OrderV1 { deal, work: work.id(), verifiers, penalty: Amount(8), begin_by_s: 9, salt: [10; 16] };
+    let order = Order::V1(order);
     let receipt = JobReceipt::V1 { job: order.job_id(), ran, ended_s: 11 };
-    (order, receipt)
+    (work, order, receipt)
 }
 
 /// Good encodings to start from.
@@ -527,7 +530,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         skipped: StorageDue::ZERO,
         total: Amount(77),
     });
-    let (order, job_receipt) = job(deal);
+    let (work, order, job_receipt) = job(deal);
     let full = FullHead::countersign(Signed::new(head, NETWORK, &node_key).raw().clone(), NETWORK, &node_key);
     let voucher_signed = Signed::new(voucher, NETWORK, &node_key).raw().clone();
     let anchor = Tx::V1 { number: 1, action: Action::Anchor { head: full.clone() } };
@@ -588,6 +591,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         to_bytes(&market),
         to_bytes(&head),
         to_bytes(&voucher),
+        to_bytes(&work),
         to_bytes(&order),
         to_bytes(&job_receipt),
         to_bytes(&full),
