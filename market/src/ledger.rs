@@ -9,6 +9,7 @@
 //! Each rule reads from top to bottom: who signs, what is there, what must hold, what changes.
 
 mod claims;
+mod disputes;
 
 use crate::amount::{Amount, SUPPLY_MAX};
 use crate::beacon::Beacon;
@@ -99,6 +100,10 @@ pub fn apply(state: &mut Draft<'_>, context: &Context<'_>, tx: &SignedBytes) -> 
         Action::Challenge { deal } => rules.challenge(state, *deal),
         Action::Answer { deal, challenger, openings } => rules.answer(state, *deal, *challenger, openings),
         Action::Forfeit { deal, challenger } => rules.forfeit(state, *deal, *challenger),
+        Action::Dispute { order, receipt, finding } => rules.dispute(state, order, receipt, *finding),
+        Action::Commit { job, hash } => rules.commit(state, *job, *hash),
+        Action::Reveal { job, found, nonce } => rules.reveal(state, *job, *found, nonce),
+        Action::Decide { job } => rules.decide(state, *job),
     }?;
     // Rules that spend have written the delegate anew.
     let mut delegate = state.delegate(&signer).cloned().expect("nothing unregisters");
@@ -367,6 +372,7 @@ impl Rules<'_> {
         if !deal.can_be_settled(state.totals().ticks, self.context.time_s) {
             return Err(Refused::NotDue);
         }
+        disputes::forget(state, &id)?;
         // What is to be burned goes first.
         let deal = if deal.claiming.is_some() {
             claims::fall_silent(state, self.context.genesis.period_s, &deal.terms.node);

@@ -15,6 +15,7 @@
 //! | [`tab`] | what a client owes a provider, as either of them keeps it |
 //! | [`voucher`] | the client's cumulative promise to pay |
 //! | [`claim`] | how a provider shows the ledger that it holds what it was given: draws and openings |
+//! | [`dispute`] | how the ledger finds out whose result of a job is right: verifiers commit, reveal, and the wrong party pays |
 //! | [`tx`], [`ledger`], [`block`], [`state`] | the ledger: transactions, the rules, blocks that anyone replays, the state and its root |
 //! | [`standing`] | what a provider's failures lead to with one client, and when |
 //! | [`job`] | what a client orders to be run, what came out of it, and what it costs |
@@ -30,6 +31,7 @@ pub mod beacon;
 pub mod block;
 pub mod claim;
 pub mod deal;
+pub mod dispute;
 pub mod genesis;
 pub mod grant;
 pub mod head;

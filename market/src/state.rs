@@ -16,7 +16,9 @@ use crate::amount::Amount;
 use crate::beacon::Beacon;
 use crate::claim::{Challenge, Prover};
 use crate::deal::{Deal, DealId};
+use crate::dispute::Dispute;
 use crate::grant::Scope;
+use crate::job::JobId;
 use crate::keys::PublicKey;
 
 /// Names an entry of the state.
@@ -34,6 +36,8 @@ pub enum Key {
     Prover(PublicKey),
     /// A challenge of a deal by an account.
     Challenge(DealId, PublicKey),
+    /// A dispute about a job.
+    Dispute(JobId),
 }
 
 /// An entry of the state.
@@ -51,6 +55,8 @@ pub enum Entry {
     Prover(Prover),
     /// A challenge.
     Challenge(Challenge),
+    /// A dispute, open or remembered.
+    Dispute(Box<Dispute>),
 }
 
 /// An account's money that is in no deal.
@@ -92,7 +98,7 @@ pub struct Totals {
     pub fees: Amount,
     /// Paid to providers so far, fees included.
     pub paid: Amount,
-    /// Taken from providers that fell silent, and given to nobody.
+    /// Taken from providers that fell silent or whose results were wrong, and given to nobody.
     pub burned: Amount,
     /// Periods in which there was a block. Windows count these, so an outage makes them longer.
     pub ticks: u64,
@@ -145,6 +151,10 @@ impl Entry {
         if let Some(Self::Challenge(challenge)) = entry { Some(challenge) } else { None }
     }
 
+    fn dispute(entry: Option<&Self>) -> Option<&Dispute> {
+        if let Some(Self::Dispute(dispute)) = entry { Some(dispute) } else { None }
+    }
+
     /// The money that lies in this entry.
     fn money(&self) -> Amount {
         match self {
@@ -155,6 +165,7 @@ impl Entry {
             Self::Totals(totals) => Amount(totals.fees.0 + totals.burned.0),
             Self::Prover(_) => Amount::ZERO,
             Self::Challenge(challenge) => challenge.bond,
+            Self::Dispute(dispute) => dispute.bond,
         }
     }
 }
@@ -178,6 +189,10 @@ pub struct State {
     entries: BTreeMap<Key, Entry>,
     /// Derived: which deals an account is a party to.
     parties: BTreeSet<(PublicKey, DealId)>,
+    /// Derived: which jobs of a deal are or were disputed.
+    disputed: BTreeSet<(DealId, JobId)>,
+    /// Derived: about which jobs' open disputes a node is named as verifier.
+    verifiers: BTreeSet<(PublicKey, JobId)>,
     tree: RootTree,
 }
 
@@ -242,6 +257,28 @@ impl State {
         })
     }
 
+    /// A dispute about `job`, open or remembered.
+    pub fn dispute(&self, job: &JobId) -> Option<&Dispute> {
+        Entry::dispute(self.entries.get(&Key::Dispute(*job)))
+    }
+
+    /// The disputes about jobs of `deal` that are open or remembered, in order of job.
+    pub fn disputes_of(&self, deal: &DealId) -> impl Iterator<Item = (JobId, &Dispute)> {
+        let range = (*deal, JobId([0; 32]))..=(*deal, JobId([0xff; 32]));
+        self.disputed.range(range).filter_map(|(_, job)| Some((*job, self.dispute(job)?)))
+    }
+
+    /// Whether a dispute about a job of `deal` is open: then the deal is not settled.
+    pub fn is_disputed(&self, deal: &DealId) -> bool {
+        self.disputes_of(deal).any(|(_, dispute)| dispute.is_open())
+    }
+
+    /// The open disputes that name `verifier`, in order of job. Whether it can do something about one now says [`Dispute::awaits`].
+    pub fn disputes_for(&self, verifier: &PublicKey) -> impl Iterator<Item = (JobId, &Dispute)> {
+        let range = (*verifier, JobId([0; 32]))..=(*verifier, JobId([0xff; 32]));
+        self.verifiers.range(range).filter_map(|(_, job)| Some((*job, self.dispute(job)?)))
+    }
+
     /// All deals, in order of id.
     pub fn deals(&self) -> impl Iterator<Item = (DealId, &Deal)> {
         let all = Key::Deal(DealId([0; 32]))..=Key::Deal(DealId([0xff; 32]));
@@ -278,12 +315,28 @@ impl State {
                     };
                 }
             }
+            if let (Key::Dispute(job), Some(Entry::Dispute(dispute))) =
+                (key, entry.as_ref().or(self.entries.get(&key)))
+            {
+                let (is_kept, is_open) = (entry.is_some(), entry.is_some() && dispute.is_open());
+                set(&mut self.disputed, (dispute.deal, job), is_kept);
+                dispute.seats.iter().for_each(|seat| set(&mut self.verifiers, (seat.node, job), is_open));
+            }
             match entry {
                 Some(entry) => self.entries.insert(key, entry),
                 None => self.entries.remove(&key),
             };
         }
         self.tree.take(change.tree);
+    }
+}
+
+/// Has `set` contain `item`, or not.
+fn set<T: Ord>(set: &mut BTreeSet<T>, item: T, is_in: bool) {
+    if is_in {
+        set.insert(item);
+    } else {
+        set.remove(&item);
     }
 }
 
@@ -342,6 +395,23 @@ impl<'a> Draft<'a> {
         );
         let deals = ids.into_iter().filter_map(|id| Some((id, self.deal(&id)?)));
         deals.filter(|(_, deal)| [deal.terms.client, deal.terms.provider].contains(account)).collect()
+    }
+
+    /// A dispute about `job`, open or remembered.
+    pub fn dispute(&self, job: &JobId) -> Option<&Dispute> {
+        Entry::dispute(self.entry(&Key::Dispute(*job)))
+    }
+
+    /// The disputes about jobs of `deal` that are open or remembered, in order of job.
+    pub fn disputes_of(&self, deal: &DealId) -> Vec<(JobId, &Dispute)> {
+        let mut jobs: BTreeSet<JobId> = self.state.disputes_of(deal).map(|(job, _)| job).collect();
+        let all = Key::Dispute(JobId([0; 32]))..=Key::Dispute(JobId([0xff; 32]));
+        let changed = self.changed.range(all);
+        jobs.extend(
+            changed.filter_map(|(key, _)| if let Key::Dispute(job) = key { Some(*job) } else { None }),
+        );
+        let disputes = jobs.into_iter().filter_map(|job| Some((job, self.dispute(&job)?)));
+        disputes.filter(|(_, dispute)| dispute.deal == *deal).collect()
     }
 
     /// Sets an entry.

@@ -10,7 +10,9 @@ use spare_proofs::opening::SetOpening;
 use crate::amount::Amount;
 use crate::claim::ShowError;
 use crate::deal::DealId;
+use crate::dispute::{DisputeError, Outcome};
 use crate::head::{FullHead, HeadError};
+use crate::job::JobId;
 use crate::keys::PublicKey;
 use crate::signed::{Signable, SignedBytes, SignedError};
 use crate::voucher::VoucherError;
@@ -127,6 +129,36 @@ pub enum Action {
         deal: DealId,
         /// Who challenged.
         challenger: PublicKey,
+    },
+    /// Says that a job's result is wrong, by a client's node that put money into its deal, for a bond. The verifiers that the order names decide.
+    Dispute {
+        /// The order, signed for the client.
+        order: SignedBytes,
+        /// The receipt, signed by the provider's node.
+        receipt: SignedBytes,
+        /// The hash of what the client says came out.
+        finding: [u8; 32],
+    },
+    /// Commits a named verifier to a verdict that nobody can see yet.
+    Commit {
+        /// The job.
+        job: JobId,
+        /// The [`commitment`](crate::dispute::commitment).
+        hash: [u8; 32],
+    },
+    /// Says what a verifier committed to. The last one decides.
+    Reveal {
+        /// The job.
+        job: JobId,
+        /// The hash of what came out, or `None` when it could not get the work or not run it.
+        found: Option<[u8; 32]>,
+        /// What the commitment was made with.
+        nonce: [u8; 32],
+    },
+    /// Ends a dispute in which no further verdict can come. Anybody may.
+    Decide {
+        /// The job.
+        job: JobId,
     },
 }
 
@@ -255,6 +287,40 @@ pub enum Event {
         penalty: Amount,
         /// What of it the challenger got; the client got the rest.
         award: Amount,
+    },
+    /// A job's result is disputed.
+    Disputed {
+        /// The job's deal.
+        deal: DealId,
+        /// The job.
+        job: JobId,
+    },
+    /// A verifier is committed to a verdict.
+    Committed {
+        /// The job.
+        job: JobId,
+        /// The verifier's node.
+        verifier: PublicKey,
+    },
+    /// A verifier has said what it found, and others are still to say it.
+    Revealed {
+        /// The job.
+        job: JobId,
+        /// The verifier's node.
+        verifier: PublicKey,
+        /// What it found.
+        found: Option<[u8; 32]>,
+    },
+    /// A dispute is decided.
+    Decided {
+        /// The job's deal.
+        deal: DealId,
+        /// The job.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+        /// What verifiers got, all together.
+        fees: Amount,
     },
 }
 
@@ -405,11 +471,11 @@ pub enum Refused {
     /// What is shown is not what was drawn.
     #[error(transparent)]
     Show(#[from] ShowError),
-    /// The deal has no collateral, so a challenge has nothing to win.
+    /// The deal has no collateral, so a challenge or a dispute has nothing to win.
     #[error("the deal has no collateral")]
     NoCollateral,
-    /// A provider's account does not challenge itself.
-    #[error("the deal is the challenger's own")]
+    /// An account neither challenges itself nor disputes with itself.
+    #[error("the deal's provider is this account itself")]
     OwnDeal,
     /// This account's challenge of this deal is open.
     #[error("this account has challenged this deal already")]
@@ -420,6 +486,9 @@ pub enum Refused {
     /// The time for an answer is over.
     #[error("the time for an answer is over")]
     TooLate,
+    /// A dispute about a job does not go that way.
+    #[error(transparent)]
+    Dispute(#[from] DisputeError),
 }
 
 impl Refused {
@@ -467,6 +536,7 @@ impl Refused {
             Self::ChallengeExists => "challenge_exists",
             Self::NoSuchChallenge => "no_such_challenge",
             Self::TooLate => "too_late",
+            Self::Dispute(error) => error.code(),
         }
     }
 
@@ -483,6 +553,7 @@ impl Refused {
             | Self::NotDue
             | Self::TermsExpired
             | Self::ClaimTick { .. } => Blame::Nobody,
+            Self::Dispute(error) => error.blame(),
             _ => Blame::Sender,
         }
     }

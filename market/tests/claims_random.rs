@@ -1,4 +1,4 @@
-//! Claims, challenges, pledges and vouchers in any order, valid or not: no money comes or goes, what is refused leaves no trace, and a follower comes to
+//! Claims, challenges, pledges, vouchers and disputes in any order, valid or not: no money comes or goes, what is refused leaves no trace, and a follower comes to
 //! the same state.
 //!
 //! `SPARE_CLAIMS_STEPS` sets the number of steps, `SPARE_CLAIMS_SEED` the seed; it is printed.
@@ -18,7 +18,10 @@ use spare_market::amount::{Amount, StoragePrice};
 use spare_market::block::Ledger;
 use spare_market::claim::draws;
 use spare_market::deal::{DealId, Terms, TermsV1};
+use spare_market::dispute::commitment;
 use spare_market::head::{FullHead, Head, HeadV1};
+use spare_market::job::{Ended, JobId, JobReceipt, Material, Order, OrderV1, Ran};
+use spare_market::keys::PublicKey;
 use spare_market::ledger::claimables;
 use spare_market::tx::{Action, Event, Refused};
 use spare_market::voucher::{Voucher, VoucherV1};
@@ -51,7 +54,11 @@ struct World {
     deals: BTreeMap<DealId, Known>,
     codes: BTreeSet<&'static str>,
     taken: BTreeMap<&'static str, u64>,
+    jobs: Vec<JobId>,
 }
+
+/// Parties that verify and do nothing else.
+const JUDGES: std::ops::Range<u8> = 7..10;
 
 fn name(action: &Action) -> &'static str {
     match action {
@@ -69,6 +76,10 @@ fn name(action: &Action) -> &'static str {
         Action::Challenge { .. } => "challenge",
         Action::Answer { .. } => "answer",
         Action::Forfeit { .. } => "forfeit",
+        Action::Dispute { .. } => "dispute",
+        Action::Commit { .. } => "commit",
+        Action::Reveal { .. } => "reveal",
+        Action::Decide { .. } => "decide",
         Action::Register { .. } | Action::Fund { .. } => "other",
     }
 }
@@ -85,7 +96,7 @@ impl World {
 
     /// Something that one of the parties may do, and who does it.
     fn invent(&mut self) -> Option<(Party, Action)> {
-        let roll = self.dice.roll(100);
+        let roll = self.dice.roll(120);
         if roll < 4 || self.deals.is_empty() {
             let (client, provider) = (2 + self.dice.roll(2) as u8, 4 + self.dice.roll(2) as u8);
             let salt = self.dice.roll(u64::MAX);
@@ -124,6 +135,9 @@ impl World {
             78..84 => (anyone, Action::Challenge { deal }),
             84..92 => (party(provider), self.answer(deal, challenger)),
             92..97 => (anyone, Action::Forfeit { deal, challenger }),
+            100..106 => (party(client), self.dispute(deal)),
+            106..117 => self.verdict()?,
+            117..120 => (anyone, Action::Decide { job: self.some_job()? }),
             _ => (anyone, Action::Lapse { node: party(provider).node.public() }),
         })
     }
@@ -172,6 +186,63 @@ impl World {
             openings.reverse();
         }
         Action::Claim { tick: totals.ticks, openings }
+    }
+
+    /// A dispute about a job that nobody disputed before.
+    fn dispute(&mut self, deal: DealId) -> Action {
+        let mut verifiers: Vec<PublicKey> = JUDGES.map(|tag| party(tag).node.public()).collect();
+        verifiers.sort_unstable();
+        let order = Order::V1(OrderV1 {
+            deal,
+            work: [0; 32],
+            verifiers,
+            penalty: Amount(1 + u128::from(self.dice.roll(1 << 23))),
+            begin_by_s: 0,
+            salt: u128::from(self.dice.roll(u64::MAX)).to_le_bytes(),
+        });
+        let nothing = Material::of(b"");
+        let ran = Ran {
+            work: [0; 32],
+            configuration: [0; 32],
+            ended: Ended::Code(0),
+            fuel: 0,
+            memory_peak_bytes: 0,
+            stdout: nothing,
+            stderr: nothing,
+            is_log_cut: false,
+            outputs: nothing,
+            output_bytes: 0,
+        };
+        let job = order.job_id();
+        self.jobs.push(job);
+        let receipt = JobReceipt::V1 { job, ran, ended_s: self.m.now_s };
+        let (client, provider) = (party(self.deals[&deal].client), party(self.deals[&deal].provider));
+        let (order, receipt) = (self.m.signed(order, &client.node), self.m.signed(receipt, &provider.node));
+        Action::Dispute { order, receipt, finding: [1; 32] }
+    }
+
+    fn some_job(&mut self) -> Option<JobId> {
+        let last = &self.jobs[self.jobs.len().saturating_sub(8)..];
+        let at = self.dice.roll(last.len().max(1) as u64) as usize;
+        last.get(at).copied()
+    }
+
+    /// What a verifier commits to or reveals. What it found follows from who it is and the job.
+    fn verdict(&mut self) -> Option<(Party, Action)> {
+        let job = self.some_job()?;
+        let tag = JUDGES.start + self.dice.roll(JUDGES.len() as u64) as u8;
+        let (node, nonce) = (party(tag).node.public(), [tag; 32]);
+        let found = if job.0[tag as usize] % 4 == 0 { None } else { Some([job.0[0] % 2; 32]) };
+        let is_awaited = self.m.ledger.state().dispute(&job).is_some_and(|dispute| {
+            let tick = self.m.ledger.state().totals().ticks;
+            dispute.awaits(&node, tick)
+                && matches!(dispute.stage(tick), spare_market::dispute::Stage::Committing)
+        });
+        let action = match is_awaited {
+            true => Action::Commit { job, hash: commitment(job, &node, found, &nonce) },
+            false => Action::Reveal { job, found, nonce },
+        };
+        Some((party(tag), action))
     }
 
     fn answer(&mut self, deal: DealId, challenger: spare_market::keys::PublicKey) -> Action {
@@ -229,6 +300,10 @@ impl World {
             let Some(deal) = state.deal(id) else { continue };
             assert!(deal.challenges as usize == state.challenges_of(*id).count());
             assert!(
+                state.disputes_of(id).all(|(job, dispute)| dispute.deal == *id && self.jobs.contains(&job))
+            );
+            assert!(state.is_disputed(id) == state.disputes_of(id).any(|(_, dispute)| dispute.bond.0 > 0));
+            assert!(
                 deal.paid_through.is_none_or(|through| through < self.period().max(1)),
                 "never in advance"
             );
@@ -244,7 +319,7 @@ fn claims_in_any_order_make_and_lose_no_money() {
     let (steps, seed) = (number("SPARE_CLAIMS_STEPS", 10_000), number("SPARE_CLAIMS_SEED", 1));
     println!("{steps} steps from seed {seed}");
     let mut m = Market::new();
-    for who in [5, 6] {
+    for who in 5..JUDGES.end {
         let grant = m.grant(&party(who), &party(who), 1, u128::MAX >> 28, u64::MAX);
         m.ok(&party(who), Action::Register { grant });
     }
@@ -255,7 +330,8 @@ fn claims_in_any_order_make_and_lose_no_money() {
     let dice = Dice(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof());
     let holding = Holding::new(1, &[3000, 700]);
     let (codes, taken) = (BTreeSet::new(), BTreeMap::new());
-    let mut world = World { m, follower, dice, holding, deals: BTreeMap::new(), codes, taken };
+    let mut world =
+        World { m, follower, dice, holding, deals: BTreeMap::new(), codes, taken, jobs: Vec::new() };
     for _ in 0..steps {
         world.step();
         if world.deals.len() > 20 {
@@ -282,6 +358,10 @@ fn claims_in_any_order_make_and_lose_no_money() {
         "challenge",
         "answer",
         "forfeit",
+        "dispute",
+        "commit",
+        "reveal",
+        "decide",
     ] {
         assert!(world.taken.contains_key(action), "{action} was never taken: {:?}", world.taken);
     }
@@ -293,6 +373,10 @@ fn claims_in_any_order_make_and_lose_no_money() {
         "voucher_epoch",
         "no_collateral",
         "not_due",
+        "dispute_open",
+        "commits_open",
+        "reveals_over",
+        "undecided",
     ] {
         assert!(world.codes.contains(code), "nothing was refused as {code}: {:?}", world.codes);
     }
