@@ -1,8 +1,8 @@
 //! A ledger under random transactions of honest and hostile parties.
 //!
 //! A model that knows only what was signed follows along: what each account was given, what each deal holds, and the highest voucher that was
-//! ever submitted for it. Whatever the parties try, the ledger's money has to be the model's, every voucher's value is paid once, a
-//! follower that replays the blocks comes to the same root, and so does one that starts from the entries.
+//! ever submitted for it, and of each dispute who said what. Whatever the parties try, the ledger's money has to be the model's, every voucher's value is paid once, a
+//! job is disputed once, a follower that replays the blocks comes to the same root, and so does one that starts from the entries.
 //!
 //! `SPARE_RANDOM_TXS` sets the number of transactions, `SPARE_RANDOM_SEED` the seed; it is printed.
 
@@ -13,9 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use spare_market::amount::{Amount, ReadPrice, StorageDue, StoragePrice};
 use spare_market::block::{Ledger, Operator, RestoreError};
 use spare_market::deal::{DealId, Terms, TermsV1};
+use spare_market::dispute::{DISPUTE_BOND, DISPUTE_WINDOW_S, Outcome, VERIFIER_FEE, commitment};
 use spare_market::genesis::{Genesis, GenesisV1};
 use spare_market::grant::{Grant, Scope};
 use spare_market::head::{FullHead, Head, HeadV1};
+use spare_market::job::{Ended, JobId, JobReceipt, Material, Order, OrderV1, Ran};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::tx::{Action, Event, Tx};
@@ -53,9 +55,33 @@ struct Party {
 struct Known {
     terms: TermsV1,
     escrow: u128,
+    collateral: u128,
     paid: u128,
     heads: Vec<FullHead>,
     vouchers: Vec<SignedBytes>,
+}
+
+/// What the model knows of a job that somebody disputes or may come to dispute.
+struct Job {
+    id: JobId,
+    deal: DealId,
+    penalty: u128,
+    told: [u8; 32],
+    order: SignedBytes,
+    receipt: SignedBytes,
+    /// The verifiers' nodes, and what each found, with a nonce.
+    verifiers: BTreeMap<PublicKey, (Option<[u8; 32]>, [u8; 32])>,
+    /// What they committed to and what they revealed, as far as the ledger took it.
+    committed: BTreeMap<PublicKey, [u8; 32]>,
+    revealed: BTreeMap<PublicKey, Option<[u8; 32]>>,
+    stage: Stage,
+}
+
+#[derive(PartialEq)]
+enum Stage {
+    Quiet,
+    Open,
+    Over,
 }
 
 struct World {
@@ -64,7 +90,11 @@ struct World {
     parties: Vec<Party>,
     free: BTreeMap<PublicKey, u128>,
     fees: u128,
+    burned: u128,
     deals: BTreeMap<DealId, Known>,
+    jobs: Vec<Job>,
+    /// How disputes ended.
+    ends: BTreeSet<&'static str>,
     /// Transactions that were submitted before, to be submitted again.
     old: Vec<SignedBytes>,
     codes: BTreeSet<&'static str>,
@@ -102,7 +132,7 @@ impl World {
             let grant = self.grant(of, by, step);
             return (by, self.tx(by, Action::Register { grant }));
         }
-        let action = match self.dice.roll(100) {
+        let action = match self.dice.roll(130) {
             0..8 => {
                 let amount = Amount(u128::from(self.dice.roll(1 << 40)));
                 let by = if self.dice.roll(5) == 0 { by } else { 0 };
@@ -131,13 +161,22 @@ impl World {
                 let old = self.dice.roll(self.old.len() as u64) as usize;
                 return (by, self.old[old].clone());
             }
-            _ if !self.old.is_empty() => {
+            95..100 if !self.old.is_empty() => {
                 let old = self.dice.roll(self.old.len() as u64) as usize;
                 let mut tampered = self.old[old].clone();
                 let at = self.dice.roll(tampered.bytes.len() as u64) as usize;
                 tampered.bytes[at] ^= 1 << self.dice.roll(8);
                 return (by, tampered);
             }
+            100..110 => match self.invent_job(now_s) {
+                Some(made) => return made,
+                None => Action::Settle { deal: self.some_deal() },
+            },
+            110..126 => match self.invent_verdict() {
+                Some(made) => return made,
+                None => Action::Settle { deal: self.some_deal() },
+            },
+            126..130 => Action::Decide { job: self.some_job().map_or(JobId([0; 32]), |at| self.jobs[at].id) },
             _ => Action::Settle { deal: self.some_deal() },
         };
         // Transactions about a deal mostly come from one of its parties.
@@ -172,6 +211,7 @@ impl World {
         self.salt += 1;
         let mut salt = [0; 16];
         salt[..8].copy_from_slice(&self.salt.to_le_bytes());
+        let pledge = [30, 30, 30, 39][self.dice.roll(4) as usize];
         let life_s = [60, 60, 60, 60, 0, 10_000][self.dice.roll(6) as usize];
         let terms = Terms::V1(TermsV1 {
             client: self.parties[by].account.public(),
@@ -180,7 +220,7 @@ impl World {
             price: StoragePrice(self.dice.roll(1 << 30)),
             read_price: ReadPrice(0),
             compute: None,
-            collateral: Amount(u128::from(self.dice.roll(1 << 30))),
+            collateral: Amount(u128::from(self.dice.roll(1 << pledge))),
             expires_s: now_s + life_s,
             salt,
         });
@@ -250,6 +290,174 @@ impl World {
         Some(signed)
     }
 
+    /// One of the last jobs, mostly one that is disputed.
+    fn some_job(&mut self) -> Option<usize> {
+        let last = self.jobs.len().saturating_sub(60)..self.jobs.len();
+        let wants_open = self.dice.roll(8) > 0;
+        let jobs: Vec<usize> = last.filter(|at| !wants_open || self.jobs[*at].stage == Stage::Open).collect();
+        self.dice.pick(&jobs).copied()
+    }
+
+    /// A dispute about a new job or one that was there, with verifiers of all kinds.
+    fn invent_job(&mut self, now_s: u64) -> Option<(usize, SignedBytes)> {
+        let at = match self.some_job().filter(|_| self.dice.roll(4) == 0) {
+            Some(at) => at,
+            None => self.invent_order(now_s)?,
+        };
+        let job = &self.jobs[at];
+        let (order, receipt) = (job.order.clone(), job.receipt.clone());
+        let finding = if self.dice.roll(30) == 0 { job.told } else { [1; 32] };
+        let stranger = self.dice.roll(PARTIES as u64) as usize;
+        let client = self.deals.get(&self.jobs[at].deal).map(|known| known.terms.client);
+        let client = self.parties.iter().position(|party| Some(party.account.public()) == client);
+        let by = client.filter(|_| self.dice.roll(12) > 0).unwrap_or(stranger);
+        Some((by, self.tx(by, Action::Dispute { order, receipt, finding })))
+    }
+
+    fn invent_order(&mut self, now_s: u64) -> Option<usize> {
+        let deal = self.some_deal();
+        let terms = self.deals.get(&deal)?.terms.clone();
+        let count = [1, 1, 3, 3, 2][self.dice.roll(5) as usize];
+        let mut verifiers = BTreeMap::new();
+        for _ in 0..20 {
+            let party = &self.parties[self.dice.roll(PARTIES as u64) as usize];
+            let is_own = [terms.client, terms.provider].contains(&party.account.public());
+            if verifiers.len() < count && (!is_own || self.dice.roll(60) == 0) {
+                let found = [Some([1; 32]), Some([1; 32]), Some([2; 32]), None][self.dice.roll(4) as usize];
+                verifiers.insert(party.node.public(), (found, [self.dice.roll(256) as u8; 32]));
+            }
+        }
+        self.salt += 1;
+        let most = self.dice.roll(2) as usize;
+        let order = Order::V1(OrderV1 {
+            deal,
+            work: [3; 32],
+            verifiers: verifiers.keys().copied().collect(),
+            penalty: Amount(u128::from(self.dice.roll(1 << [26, 38][most]))),
+            begin_by_s: 0,
+            salt: u128::from(self.salt).to_le_bytes(),
+        });
+        let ran = Ran {
+            work: if self.dice.roll(30) == 0 { [4; 32] } else { [3; 32] },
+            configuration: [0; 32],
+            ended: Ended::OutOfFuel,
+            fuel: self.salt,
+            memory_peak_bytes: 0,
+            stdout: Material::of(b""),
+            stderr: Material::of(b""),
+            is_log_cut: false,
+            outputs: Material::of(b""),
+            output_bytes: 0,
+        };
+        let told = ran.hash();
+        // Now and then verifiers find what the provider says.
+        if self.dice.roll(3) == 0 {
+            verifiers.values_mut().for_each(|(found, _)| *found = found.map(|_| told));
+        }
+        // Some can be disputed for a few seconds yet, so that the ledger gets to forget them.
+        let ago_s = [0, 0, DISPUTE_WINDOW_S - 50, DISPUTE_WINDOW_S - 5][self.dice.roll(4) as usize];
+        let ended_s = now_s - ago_s;
+        let receipt = JobReceipt::V1 { job: order.job_id(), ran, ended_s };
+        let [forges_order, forges_receipt] = [0, 0].map(|_| self.dice.roll(20) == 0);
+        let stranger = &self.parties[self.dice.roll(PARTIES as u64) as usize];
+        let client = if forges_order { stranger } else { self.party_of(&terms.client) };
+        let provider = if forges_receipt { stranger } else { self.party_of(&terms.provider) };
+        let id = order.job_id();
+        let penalty = order.v1().penalty.0;
+        let order = self.sign(order, &client.node);
+        let receipt = self.sign(receipt, &provider.node);
+        let (committed, revealed, stage) = (BTreeMap::new(), BTreeMap::new(), Stage::Quiet);
+        self.jobs.push(Job {
+            id,
+            deal,
+            penalty,
+            told,
+            order,
+            receipt,
+            verifiers,
+            committed,
+            revealed,
+            stage,
+        });
+        Some(self.jobs.len() - 1)
+    }
+
+    /// A verifier's next word about a job, or another's, or another one.
+    fn invent_verdict(&mut self) -> Option<(usize, SignedBytes)> {
+        let at = self.some_job()?;
+        let named: Vec<PublicKey> = self.jobs[at].verifiers.keys().copied().collect();
+        let node = *self.dice.pick(&named)?;
+        let (found, nonce) = self.jobs[at].verifiers[&node];
+        let id = self.jobs[at].id;
+        let has_committed = self.jobs[at].committed.contains_key(&node) != (self.dice.roll(12) == 0);
+        let action = if has_committed {
+            let found = if self.dice.roll(12) == 0 { Some([1; 32]) } else { found };
+            Action::Reveal { job: id, found, nonce }
+        } else {
+            Action::Commit { job: id, hash: commitment(id, &node, found, &nonce) }
+        };
+        let by = self.parties.iter().position(|party| party.node.public() == node)?;
+        let by = if self.dice.roll(12) == 0 { self.dice.roll(PARTIES as u64) as usize } else { by };
+        Some((by, self.tx(by, action)))
+    }
+
+    fn job(&mut self, id: &JobId) -> &mut Job {
+        self.jobs.iter_mut().find(|job| job.id == *id).unwrap()
+    }
+
+    /// What the end of a dispute comes to, by what was revealed.
+    fn end(&mut self, id: &JobId, outcome: &Outcome, fees: u128) {
+        let job = self.jobs.iter_mut().find(|job| job.id == *id).unwrap();
+        assert!(job.stage == Stage::Open, "a dispute ends once");
+        job.stage = Stage::Over;
+        let results: Vec<[u8; 32]> = job.revealed.values().copied().flatten().collect();
+        let votes = |result: &[u8; 32]| results.iter().filter(|other| *other == result).count();
+        let most = results.iter().copied().find(|result| votes(result) > job.verifiers.len() / 2);
+        let paid: Vec<PublicKey> = job
+            .revealed
+            .iter()
+            .filter(|(_, found)| found.is_some() && (most.is_none() || **found == most))
+            .map(|(node, _)| *node)
+            .collect();
+        let due = paid.len() as u128 * VERIFIER_FEE.0;
+        assert_eq!(fees, due);
+        let (told, penalty, deal) = (job.told, job.penalty, job.deal);
+        let known = self.deals.get_mut(&deal).unwrap();
+        let (client, provider) = (known.terms.client, known.terms.provider);
+        let mut to_client = 0;
+        let mut to_provider = 0;
+        match most {
+            None => {
+                assert_eq!(*outcome, Outcome::Unproven);
+                self.ends.insert("unproven");
+                to_client = DISPUTE_BOND.0 - due;
+            }
+            Some(result) if result == told => {
+                assert_eq!(*outcome, Outcome::Right);
+                self.ends.insert("right");
+                to_provider = DISPUTE_BOND.0 - due;
+            }
+            Some(found) => {
+                let taken = penalty.min(known.collateral);
+                let is_whole = taken == penalty;
+                let quarter = taken / 4;
+                let burned = taken - quarter - due.min(quarter);
+                let (penalty, award) = (Amount(taken), Amount(quarter));
+                assert_eq!(*outcome, Outcome::Wrong { found, penalty, award, burned: Amount(burned) });
+                self.ends.insert(if is_whole { "wrong" } else { "wrong, with little left" });
+                known.collateral -= taken;
+                self.burned += burned;
+                to_client = DISPUTE_BOND.0 + taken - burned - due;
+            }
+        }
+        *self.free.get_mut(&client).unwrap() += to_client;
+        *self.free.entry(provider).or_default() += to_provider;
+        for node in paid {
+            let party = self.parties.iter().find(|party| party.node.public() == node).unwrap();
+            *self.free.entry(party.account.public()).or_default() += VERIFIER_FEE.0;
+        }
+    }
+
     /// Follows what the ledger says has happened, and checks that it was called for.
     fn follow(&mut self, by: usize, tx: &SignedBytes, event: &Event, fee_bps: u128) {
         let Tx::V1 { action, .. } = Signed::<Tx>::value(&tx.clone().check(self.network).unwrap()).clone();
@@ -264,7 +472,8 @@ impl World {
                 let terms = terms.v1().clone();
                 *self.free.get_mut(&terms.client).unwrap() -= escrow.0;
                 *self.free.entry(terms.provider).or_default() -= terms.collateral.0;
-                let known = Known { terms, escrow: escrow.0, paid: 0, heads: vec![], vouchers: vec![] };
+                let (escrow, collateral) = (escrow.0, terms.collateral.0);
+                let known = Known { terms, escrow, collateral, paid: 0, heads: vec![], vouchers: vec![] };
                 assert!(self.deals.insert(*deal, known).is_none(), "a deal is opened once");
             }
             (Action::TopUp { deal, amount }, Event::ToppedUp { .. }) => {
@@ -293,7 +502,37 @@ impl World {
                 let known = self.deals.remove(&deal).unwrap();
                 assert_eq!(returned.0, known.escrow);
                 *self.free.get_mut(&known.terms.client).unwrap() += known.escrow;
-                *self.free.get_mut(&known.terms.provider).unwrap() += known.terms.collateral.0;
+                *self.free.get_mut(&known.terms.provider).unwrap() += known.collateral;
+                let mut of_deal = self.jobs.iter().filter(|job| job.deal == deal);
+                assert!(of_deal.all(|job| job.stage != Stage::Open), "no open dispute is settled over");
+            }
+            (Action::Dispute { .. }, Event::Disputed { deal, job }) => {
+                let client = self.deals[deal].terms.client;
+                *self.free.get_mut(&client).unwrap() -= DISPUTE_BOND.0;
+                let job = self.job(job);
+                assert!(job.stage == Stage::Quiet, "a job is disputed once");
+                job.stage = Stage::Open;
+            }
+            (Action::Commit { hash, .. }, Event::Committed { job, verifier }) => {
+                assert_eq!(*verifier, tx.signer);
+                let job = self.job(job);
+                assert!(job.verifiers.contains_key(verifier) && job.revealed.is_empty());
+                assert!(job.committed.insert(*verifier, hash).is_none(), "a verifier commits once");
+            }
+            (Action::Reveal { job: id, found, nonce }, event) => {
+                let job = self.job(&id);
+                assert!(job.stage == Stage::Open);
+                let hash = commitment(id, &tx.signer, found, &nonce);
+                assert_eq!(job.committed.get(&tx.signer), Some(&hash));
+                assert!(job.revealed.insert(tx.signer, found).is_none(), "a verifier reveals once");
+                match event {
+                    Event::Revealed { .. } => {}
+                    Event::Decided { job, outcome, fees, .. } => self.end(job, outcome, fees.0),
+                    event => panic!("a verdict led to {event:?}"),
+                }
+            }
+            (Action::Decide { .. }, Event::Decided { job, outcome, fees, .. }) => {
+                self.end(job, outcome, fees.0);
             }
             (Action::Anchor { .. }, Event::Anchored { .. })
             | (Action::Close { .. }, Event::Closing { .. }) => {}
@@ -331,12 +570,16 @@ fn random_transactions_conserve_money_and_pay_each_voucher_once() {
         parties,
         free: BTreeMap::new(),
         fees: 0,
+        burned: 0,
         deals: BTreeMap::new(),
+        jobs: Vec::new(),
+        ends: BTreeSet::new(),
         old: Vec::new(),
         codes: BTreeSet::new(),
         salt: 0,
     };
-    let (mut now_s, mut taken) = (100, 0u64);
+    // Jobs can have ended longer ago than they can be disputed.
+    let (mut now_s, mut taken) = (DISPUTE_WINDOW_S + 100, 0u64);
     let mut header = None;
     let mut step = 0;
     while step < steps {
@@ -417,10 +660,31 @@ fn random_transactions_conserve_money_and_pay_each_voucher_once() {
         "stale_voucher",
         "escrow_empty",
         "not_due",
+        "disputed",
+        "bad_order",
+        "bad_receipt",
+        "other_job",
+        "own_case",
+        "dispute_too_late",
+        "committed",
+        "commits_open",
+        "commits_over",
+        "not_committed",
+        "not_a_verifier",
+        "other_verdict",
+        "revealed",
+        "reveals_over",
+        "undecided",
+        "decided",
+        "no_such_dispute",
     ] {
         assert!(seen.contains(&code), "nothing was refused as {code}; seen: {seen:?}");
     }
-    println!("{taken} taken, refused with {seen:?}");
+    let over = world.jobs.iter().filter(|job| job.stage == Stage::Over).count();
+    println!("{taken} taken, refused with {seen:?}; {over} disputes ended {:?}", world.ends);
+    for end in ["right", "wrong", "wrong, with little left", "unproven"] {
+        assert!(world.ends.contains(end), "no dispute ended {end}");
+    }
 }
 
 fn check_money(world: &World, ledger: &Ledger) {
@@ -428,9 +692,10 @@ fn check_money(world: &World, ledger: &Ledger) {
     for (account, free) in &world.free {
         assert_eq!(state.account(account).free.0, *free);
     }
-    assert_eq!(state.totals().fees.0, world.fees);
+    assert_eq!((state.totals().fees.0, state.totals().burned.0), (world.fees, world.burned));
     for (id, known) in &world.deals {
         let deal = state.deal(id).unwrap();
         assert_eq!((deal.escrow.0, deal.paid.0), (known.escrow, known.paid));
+        assert_eq!(deal.collateral.0, known.collateral);
     }
 }
