@@ -622,7 +622,7 @@ const MUTANTS: &[Mutant] = &[
     ("head.rs", "if self.head.from < known.head.from {", "if false {", "heads do not reach back"),
     ("voucher.rs", "if self.epoch != epoch {", "if false {", "vouchers have an epoch"),
     ("voucher.rs", "if self.total <= total {", "if false {", "vouchers are cumulative"),
-    ("voucher.rs", "if self.paid_through < through {", "if false {", "vouchers do not go back"),
+    ("voucher.rs", "if self.paid_through < through ||", "if", "vouchers do not go back"),
     ("tab.rs", "if voucher.total < due {", "if false {", "a voucher pays for what it says it pays for"),
     (
         "tab.rs",
@@ -632,8 +632,8 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "tab.rs",
-        "voucher.paid_through > through && self.forgiven_in < Some(now)",
-        "voucher.paid_through > through",
+        "voucher.paid_through > known.through && self.forgiven_in < Some(now)",
+        "voucher.paid_through > known.through",
         "a difference of reads is forgiven once a period",
     ),
     ("tab.rs", "if head.head.price != terms.price {", "if false {", "a deal has one price"),
