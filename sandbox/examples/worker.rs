@@ -5,6 +5,8 @@
 //! worker attempt PROFILE NAME [ARGUMENT]  builds the jail, then tries one thing as native code, and says what came of it
 //! worker free NAME [ARGUMENT]             tries the same without a jail
 //! worker lie HOW [MARK] compile | run     passes as a worker, and then misbehaves
+//! worker [MARK] devices                   looks for graphics processors
+//! worker driver HOW [MARK] devices        does as if a driver misbehaved in that
 //! worker parent MODULE CACHE ARGUMENTS    a parent with a busy worker and a warm one, until it is killed
 //! ```
 
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         ["parent", module, cache, ref arguments @ ..] => {
             parent(Path::new(module), Path::new(cache), arguments)
         }
+        ["driver", how, ..] => driver(how),
+        [.., "devices"] => worker::devices(),
         [.., profile] => worker::main(profile_named(profile)),
         [] => ExitCode::FAILURE,
     }
@@ -233,6 +237,26 @@ fn lie(how: &str) -> ExitCode {
         other => panic!("no lie {other}"),
     }
     std::thread::sleep(Duration::from_secs(600));
+    ExitCode::SUCCESS
+}
+
+/// What drivers do to the process that has loaded them.
+fn driver(how: &str) -> ExitCode {
+    let mut parent = File::from(std::io::stdin().as_fd().try_clone_to_owned().expect("there is a socket"));
+    match how {
+        "crash" => {
+            eprintln!("trying Some Card");
+            std::process::abort()
+        }
+        "hang" => std::thread::sleep(Duration::from_secs(600)),
+        "chatter" => while parent.write_all(&[0xff; 1 << 16]).is_ok() {},
+        "fat" => grow(),
+        "exit" => {
+            eprintln!("no licence");
+            return ExitCode::from(3);
+        }
+        other => panic!("no driver does {other}"),
+    }
     ExitCode::SUCCESS
 }
 

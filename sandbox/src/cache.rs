@@ -59,6 +59,11 @@ pub struct Artefact {
 }
 
 impl Artefact {
+    /// An artefact of our own program, that no cache keeps.
+    pub(crate) fn new(file: File, len_bytes: u64) -> Self {
+        Self { file, len_bytes }
+    }
+
     /// Length.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes

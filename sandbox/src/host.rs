@@ -41,6 +41,7 @@ use pool::{Busy, Pool, Worker};
 use talk::Trouble;
 
 mod child;
+pub(crate) mod devices;
 mod line;
 mod pool;
 mod stop;
