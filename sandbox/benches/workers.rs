@@ -75,14 +75,14 @@ fn small_jobs(cache: &Cache) {
         "the same in this process, loading it each time",
         &measure(500, || {
             let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
-            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
+            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).expect("it runs").exit, Exit::Code(0));
         }),
     );
     let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
     print(
         "the same in this process, loaded once",
         &measure(2_000, || {
-            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
+            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).expect("it runs").exit, Exit::Code(0));
         }),
     );
 }

@@ -120,9 +120,10 @@ fn run_one(parent: &mut Parent, artefact: File, task: Task) -> Result<(), WorkEr
             Go::Stop
         })
     });
-    match lost {
-        Some(e) => Err(e),
-        None => Ok(wire::send_outcome(parent, &outcome)?),
+    match (lost, outcome) {
+        (Some(e), _) => Err(e),
+        (None, Ok(outcome)) => Ok(wire::send_outcome(parent, &outcome)?),
+        (None, Err(e)) => Ok(wire::send(parent, &Report::Failed(wire::shortened(&e.to_string())))?),
     }
 }
 

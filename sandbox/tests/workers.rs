@@ -14,7 +14,8 @@ use common::{
 };
 use spare_sandbox::cache::Key;
 use spare_sandbox::host::{
-    CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError, Workers,
+    CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError,
+    Workers,
 };
 use spare_sandbox::run::Go;
 use spare_sandbox::task::{Determinism, Exit, Input, Task};
@@ -476,4 +477,20 @@ fn jobs_at_the_same_time_do_not_mix() {
             });
         }
     });
+}
+
+#[test]
+fn a_program_that_the_machine_has_no_memory_for_is_not_to_blame() {
+    let grow = module("(local $pages i32) (drop (memory.grow (i32.const 3000)))");
+    let artefact = spare_sandbox::compile::compile(&grow).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), artefact).unwrap();
+    let said = Command::new(common::worker()).arg("scarce").arg(file.path()).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.starts_with("Err(MachineFailed(\"the machine lacks memory: "), "{said}");
+
+    let (cache, _directory) = cache();
+    let artefact = compiled(&Marked::start().workers, &cache, &grow);
+    let error = Marked::lying("failed").run(&artefact, &task(), LONG).unwrap_err();
+    assert!(matches!(&error, WorkerError::Machine(why) if why == "no room"), "{error}");
 }
