@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Resource;
 
 pub use child::WorkerCommand;
+pub use compiled::{Compiled, CompiledError};
 pub use pool::PoolSize;
 pub use stop::Stop;
 
@@ -42,6 +43,7 @@ use pool::{Busy, Pool, Worker};
 use talk::Trouble;
 
 mod child;
+mod compiled;
 pub(crate) mod devices;
 mod line;
 mod pool;
