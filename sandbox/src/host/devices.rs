@@ -16,8 +16,8 @@ use crate::wire;
 /// What starts such a process.
 const ROLE: &str = "devices";
 
-/// Memory of such a process, in bytes. Drivers for some dozen cards take a few hundred MB.
-const MEMORY_BYTES: u64 = 2 << 30;
+/// Memory of such a process, in bytes: a dozen times of what one took whose driver renders in software.
+const MEMORY_BYTES: u64 = 1 << 30;
 
 /// What the owner of the machine may have set to say where drivers are. Nothing else of the environment is
 /// handed on.
