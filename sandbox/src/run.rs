@@ -34,6 +34,9 @@ use crate::preview2::{self, bindings::ProgramPre};
 use crate::progress::Progress;
 use crate::task::{Exit, Kind, Outcome, Task};
 
+#[doc(hidden)]
+pub mod unmetered;
+
 /// Fuel between two steps: some tens of milliseconds.
 pub const STEP_FUEL: u64 = 100_000_000;
 
@@ -110,7 +113,10 @@ impl Program {
 /// [`RunError`] when it is not an artefact of this configuration. A program that merely cannot be started is
 /// loaded, and refused by [`run`].
 pub fn load(artefact: File) -> Result<Program, RunError> {
-    let engine = engine();
+    load_for(engine(), artefact)
+}
+
+fn load_for(engine: Engine, artefact: File) -> Result<Program, RunError> {
     let error = |error: wasmtime::Error| RunError::Artefact(text(&error));
     match precompiled(&artefact)? {
         Some(Precompiled::Module) => {

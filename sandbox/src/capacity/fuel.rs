@@ -17,7 +17,7 @@ const PROGRAM: &[u8] = include_bytes!("fuel.wasm");
 /// How often it is run. The first run may find a processor that still sleeps.
 const RUNS: usize = 5;
 
-/// More than one run takes: about 0.2 s on a desktop of 2020.
+/// More than one run takes, which is some 0.2 s.
 const WALL: Duration = Duration::from_secs(30);
 
 /// More than one run burns.
