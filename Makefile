@@ -6,12 +6,13 @@ export PATH := $(PATH):/usr/sbin:/sbin
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 SPARE := $(TARGET_DIR)/release/spare
 
-.PHONY: help setup build demo test bench scale mutants lint
+.PHONY: help setup build demo test bench payloads scale mutants lint
 
 help:
 	@echo "make demo    a whole storage network on this machine: put, kill, damage, get, recover, pay"
 	@echo "make test    all tests"
 	@echo "make bench   speeds, as ratios to physical limits measured in the same run"
+	@echo "make payloads programs for measuring the sandbox; downloads a compiler and a bundler once"
 	@echo "make scale   a 3 GiB file over 30 providers, with memory figures"
 	@echo "make mutants whether the tests notice each rule of the market that is left out"
 	@echo "make lint    formatting and clippy"
@@ -42,6 +43,13 @@ test: build
 
 bench: build
 	$(TARGET_DIR)/release/bench
+
+# Kept outside of the tree, so that a fresh clone need not download them again.
+PAYLOADS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spare/payloads
+
+payloads:
+	@sh sandbox/benches/payloads.sh $(PAYLOADS)
+	@echo "SPARE_PAYLOADS=$(PAYLOADS) $(CARGO) bench --workspace --bench factors"
 
 scale: build
 	$(TARGET_DIR)/release/scale

@@ -4,29 +4,26 @@
 //! cargo bench -p spare-sandbox --bench workers [-- BIG_MODULE.wasm]
 //! ```
 
+mod common;
+
 use std::env;
+use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use spare_sandbox::cache::{Artefact, Cache, Found, Key};
+use common::{CLIENT, LONG, file_of, hello, measure, measure_rested, prepared, print, task, workers};
+use spare_sandbox::cache::{Cache, Found, Key};
 use spare_sandbox::compile::compile;
-use spare_sandbox::host::{CompileLimits, PoolSize, Settings, Stop, WorkerCommand, Workers};
-use spare_sandbox::jail::Profile;
+use spare_sandbox::host::Stop;
 use spare_sandbox::run::{Go, load, run};
-use spare_sandbox::task::{Determinism, Exit, Limits, Task};
-use spare_sandbox::worker;
-
-const CLIENT: [u8; 32] = [1; 32];
-const LONG: Duration = Duration::from_secs(600);
+use spare_sandbox::task::Exit;
 
 fn main() -> ExitCode {
-    let words: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    match words.last().map(String::as_str) {
-        Some("compile") => return worker::main(Profile::Compile),
-        Some("run") => return worker::main(Profile::Run),
-        _ => {}
+    if let Some(code) = common::as_worker() {
+        return code;
     }
+    let words: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let directory = tempfile::tempdir().expect("a directory for artefacts");
     let cache = Cache::open(directory.path(), 1 << 30).expect("a cache");
     start_to_ready();
@@ -35,13 +32,6 @@ fn main() -> ExitCode {
         big_module(&cache, Path::new(path));
     }
     ExitCode::SUCCESS
-}
-
-fn workers(busy_max: usize, warm: usize) -> Workers {
-    let program = env::current_exe().expect("this is an executable");
-    let size = PoolSize { busy_max, warm };
-    let settings = Settings { compilers: PoolSize { warm: 0, ..size }, runners: size, place_wait: LONG };
-    Workers::new(WorkerCommand { program, arguments: vec![] }, settings).expect("threads start")
 }
 
 fn start_to_ready() {
@@ -53,12 +43,7 @@ fn start_to_ready() {
 }
 
 fn small_jobs(cache: &Cache) {
-    let module = wat::parse_str(
-        r#"(module (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-            (memory (export "memory") 1) (data (i32.const 8) "\10\00\00\00\06\00\00\00hello\n")
-            (func (export "_start") (drop (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 0)))))"#,
-    )
-    .expect("it is a module");
+    let module = hello();
     let workers = workers(2, 2);
     let artefact = prepared(&workers, cache, &module);
     let job = || {
@@ -70,19 +55,19 @@ fn small_jobs(cache: &Cache) {
     let started = Instant::now();
     std::thread::scope(|threads| (0..2).for_each(|_| drop(threads.spawn(|| (0..500).for_each(|_| job())))));
     println!("{:<48} {:>9.2} s", "1,000 small jobs, two at a time", started.elapsed().as_secs_f64());
-    let file = directory_file(&compile(&module).expect("it compiles"));
+    let file = file_of(&compile(&module).expect("it compiles"));
     print(
         "the same in this process, loading it each time",
         &measure(500, || {
-            let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
-            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
+            let program = load(File::open(file.path()).expect("it is there")).expect("it loads");
+            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).expect("it runs").exit, Exit::Code(0));
         }),
     );
-    let program = load(std::fs::File::open(file.path()).expect("it is there")).expect("it loads");
+    let program = load(File::open(file.path()).expect("it is there")).expect("it loads");
     print(
         "the same in this process, loaded once",
         &measure(2_000, || {
-            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).exit, Exit::Code(0));
+            assert_eq!(run(&program, task(1 << 30), &mut |_| Go::On).expect("it runs").exit, Exit::Code(0));
         }),
     );
 }
@@ -111,63 +96,4 @@ fn big_module(cache: &Cache, path: &Path) {
             assert_eq!(outcome.exit, Exit::OutOfFuel);
         }),
     );
-}
-
-fn prepared(workers: &Workers, cache: &Cache, module: &[u8]) -> Artefact {
-    let limits = CompileLimits { wall: LONG, memory_bytes: 8 << 30, artefact_bytes: 1 << 30 };
-    let mut new = cache.begin(&CLIENT).expect("the disk has room");
-    workers.compile(module, &limits, &Stop::new(), &mut new).expect("it compiles");
-    new.keep(Key::of(module)).expect("the disk has room")
-}
-
-fn directory_file(bytes: &[u8]) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().expect("the disk has room");
-    std::fs::write(file.path(), bytes).expect("the disk has room");
-    file
-}
-
-fn task(fuel: u64) -> Task {
-    Task {
-        args: vec!["program".into()],
-        env: vec![],
-        stdin: vec![],
-        inputs: vec![],
-        limits: Limits {
-            fuel,
-            memory_bytes: 1 << 30,
-            output_bytes: 1 << 20,
-            output_files: 10,
-            log_bytes: 1 << 20,
-        },
-        seed: [7; 32],
-        starts_at_s: 1_800_000_000,
-        determinism: Determinism::Deterministic,
-    }
-}
-
-/// With pauses between, in which the next worker gets warm.
-fn measure_rested(times: usize, what: impl FnMut()) -> Vec<Duration> {
-    measured(times, Duration::from_millis(20), what)
-}
-
-fn measure(times: usize, what: impl FnMut()) -> Vec<Duration> {
-    measured(times, Duration::ZERO, what)
-}
-
-fn measured(times: usize, pause: Duration, mut what: impl FnMut()) -> Vec<Duration> {
-    let mut all: Vec<Duration> = (0..times)
-        .map(|_| {
-            std::thread::sleep(pause);
-            let started = Instant::now();
-            what();
-            started.elapsed()
-        })
-        .collect();
-    all.sort_unstable();
-    all
-}
-
-fn print(what: &str, sorted: &[Duration]) {
-    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    println!("{what:<48} {:>9.3} ms median, {:.3} ms at 99%", at(50), at(99));
 }

@@ -50,7 +50,7 @@ fn main() -> Result<ExitCode, Failed> {
     let outcome = run(&program, task(args, inputs, fuel), &mut |_| {
         steps += 1;
         Go::On
-    });
+    })?;
     let Outcome { exit, fuel, memory_peak_bytes, .. } = &outcome;
     eprintln!(
         "{exit}: {fuel} fuel, {steps} steps, {memory_peak_bytes} bytes of memory, in {:?}",

@@ -4,7 +4,10 @@
 //! worker [MARK] compile | run            a worker
 //! worker attempt PROFILE NAME [ARGUMENT]  builds the jail, then tries one thing as native code, and says what came of it
 //! worker free NAME [ARGUMENT]             tries the same without a jail
+//! worker scarce ARTEFACT                  runs a program where the kernel soon refuses memory
 //! worker lie HOW [MARK] compile | run     passes as a worker, and then misbehaves
+//! worker [MARK] devices                   looks for graphics processors
+//! worker driver HOW [MARK] devices        does as if a driver misbehaved in that
 //! worker parent MODULE CACHE ARGUMENTS    a parent with a busy worker and a warm one, until it is killed
 //! ```
 
@@ -16,11 +19,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit};
 use spare_sandbox::cache::{Cache, Found, Key};
 use spare_sandbox::engine;
 use spare_sandbox::host::{PoolSize, Settings, Stop, WorkerCommand, Workers};
 use spare_sandbox::jail::{self, Profile};
-use spare_sandbox::run::Go;
+use spare_sandbox::run::{self, Go};
 use spare_sandbox::task::{Determinism, Limits, Task};
 use spare_sandbox::worker;
 
@@ -34,10 +38,13 @@ fn main() -> ExitCode {
             say(attempt(name, &target))
         }
         ["free", name, ref rest @ ..] => say(attempt(name, &Target::of(rest))),
+        ["scarce", artefact] => scarce(Path::new(artefact)),
         ["lie", how, ..] => lie(how),
         ["parent", module, cache, ref arguments @ ..] => {
             parent(Path::new(module), Path::new(cache), arguments)
         }
+        ["driver", how, ..] => driver(how),
+        [.., "devices"] => worker::devices(),
         [.., profile] => worker::main(profile_named(profile)),
         [] => ExitCode::FAILURE,
     }
@@ -217,6 +224,7 @@ fn lie(how: &str) -> ExitCode {
                     .concat(),
             ),
         ),
+        "failed" => tell(&mut parent, &frame(&[&[5, 7][..], b"no room"].concat())),
         "artefact" => tell(&mut parent, &frame(&[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f])),
         "fat" => grow(),
         "page-tables" => touch_much(),
@@ -233,6 +241,42 @@ fn lie(how: &str) -> ExitCode {
         other => panic!("no lie {other}"),
     }
     std::thread::sleep(Duration::from_secs(600));
+    ExitCode::SUCCESS
+}
+
+/// What drivers do to the process that has loaded them.
+fn driver(how: &str) -> ExitCode {
+    let mut parent = File::from(std::io::stdin().as_fd().try_clone_to_owned().expect("there is a socket"));
+    match how {
+        "crash" => {
+            eprintln!("trying Some Card");
+            std::process::abort()
+        }
+        "hang" => std::thread::sleep(Duration::from_secs(600)),
+        "chatter" => while parent.write_all(&[0xff; 1 << 16]).is_ok() {},
+        "fat" => grow(),
+        "exit" => {
+            eprintln!("no licence");
+            return ExitCode::from(3);
+        }
+        other => panic!("no driver does {other}"),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs a program on a task that may have more memory than the kernel gives this process, and says what came of it.
+fn scarce(artefact: &Path) -> ExitCode {
+    const LEFT_BYTES: u64 = 64 << 20;
+    let program = run::load(File::open(artefact).expect("the test wrote it")).expect("the test compiled it");
+    let status = std::fs::read_to_string("/proc/self/status").expect("it is there");
+    let data_kib = status.lines().find_map(|line| line.strip_prefix("VmData:")?.trim().strip_suffix(" kB"));
+    let data_bytes = data_kib.and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10;
+    let most = Some(data_bytes + LEFT_BYTES);
+    rustix::process::setrlimit(Resource::Data, Rlimit { current: most, maximum: most }).expect("it is lower");
+    println!(
+        "{:?}",
+        run::run(&program, task(1 << 30, u64::MAX), &mut |_| Go::On).map(|outcome| outcome.exit)
+    );
     ExitCode::SUCCESS
 }
 
@@ -292,25 +336,32 @@ fn parent(module: &Path, cache: &Path, arguments: &[&str]) -> ExitCode {
     let Ok(Found::Artefact(artefact)) = cache.get(&[0; 32], Key::of(&module)) else {
         panic!("the test compiled it")
     };
-    let limits =
-        Limits { fuel: u64::MAX / 2, memory_bytes: 1 << 20, output_bytes: 0, output_files: 0, log_bytes: 0 };
-    let task = Task {
+    let mut said = false;
+    let outcome = workers.run(
+        &artefact,
+        &task(1 << 20, u64::MAX / 2),
+        Duration::from_secs(600),
+        &Stop::new(),
+        &mut |_| {
+            if !said {
+                said = true;
+                println!("busy");
+            }
+            Go::On
+        },
+    );
+    panic!("it should have been killed, and not have come to {outcome:?}")
+}
+
+fn task(memory_bytes: u64, fuel: u64) -> Task {
+    Task {
         args: vec![],
         env: vec![],
         stdin: vec![],
         inputs: vec![],
-        limits,
+        limits: Limits { fuel, memory_bytes, output_bytes: 0, output_files: 0, log_bytes: 0 },
         seed: [0; 32],
         starts_at_s: 0,
         determinism: Determinism::Deterministic,
-    };
-    let mut said = false;
-    let outcome = workers.run(&artefact, &task, Duration::from_secs(600), &Stop::new(), &mut |_| {
-        if !said {
-            said = true;
-            println!("busy");
-        }
-        Go::On
-    });
-    panic!("it should have been killed, and not have come to {outcome:?}")
+    }
 }

@@ -17,15 +17,15 @@
 //!
 //! **Invariant:** what is handed out had its sum when it was opened. Files are 0600, directories 0700.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use blake3::Hash;
 use rustix::fs::StatVfsMountFlags;
@@ -34,6 +34,9 @@ use crate::engine;
 
 /// Files that are being written are named so, until they are renamed or left behind by a crash.
 const NEW: &str = "new-";
+
+/// How often who waits for another's artefact looks whether to give up.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Whose artefacts.
 pub type Client = [u8; 32];
@@ -59,6 +62,11 @@ pub struct Artefact {
 }
 
 impl Artefact {
+    /// An artefact of our own program, that no cache keeps.
+    pub(crate) fn new(file: File, len_bytes: u64) -> Self {
+        Self { file, len_bytes }
+    }
+
     /// Length.
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
@@ -112,6 +120,21 @@ pub struct Cache {
     max_bytes: u64,
     entries: Mutex<HashMap<(Client, Key), Entry>>,
     next_new: AtomicU64,
+    turns: Mutex<HashSet<(Client, Key)>>,
+    turn_ended: Condvar,
+}
+
+/// The right to make a client's artefact, which one has at a time. It ends when dropped.
+pub(crate) struct Turn<'a> {
+    cache: &'a Cache,
+    name: (Client, Key),
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.cache.turns().remove(&self.name);
+        self.cache.turn_ended.notify_all();
+    }
 }
 
 /// An artefact that is being written. Dropped before it is kept, it is gone.
@@ -136,7 +159,14 @@ impl Cache {
             return Err(CacheError::NoExec(root.to_owned()));
         }
         let entries = Mutex::new(scan(root).map_err(disk(root))?);
-        let cache = Self { root: root.to_owned(), max_bytes, entries, next_new: AtomicU64::new(0) };
+        let cache = Self {
+            root: root.to_owned(),
+            max_bytes,
+            entries,
+            next_new: AtomicU64::new(0),
+            turns: Mutex::default(),
+            turn_ended: Condvar::new(),
+        };
         cache.make_room(&mut cache.entries());
         Ok(cache)
     }
@@ -190,6 +220,24 @@ impl Cache {
             hasher: blake3::Hasher::new(),
             is_kept: false,
         })
+    }
+
+    /// Waits until nobody else makes this artefact. `None` when `gives_up` says so first.
+    pub(crate) fn turn(&self, client: &Client, key: Key, gives_up: impl Fn() -> bool) -> Option<Turn<'_>> {
+        let name = (*client, key);
+        let mut turns = self.turns();
+        while !turns.insert(name) {
+            if gives_up() {
+                return None;
+            }
+            let waited = self.turn_ended.wait_timeout(turns, LOOK_EVERY);
+            turns = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(Turn { cache: self, name })
+    }
+
+    fn turns(&self) -> MutexGuard<'_, HashSet<(Client, Key)>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<(Client, Key), Entry>> {

@@ -53,7 +53,8 @@ pub fn configuration() -> [u8; 32] {
     hasher.0.finalize().into()
 }
 
-fn settings() -> Config {
+/// All settings, before anything is built with them.
+pub(crate) fn settings() -> Config {
     let mut config = Config::new();
     config.target(&target()).expect("the target is the one that this is built for");
     if cfg!(target_arch = "x86_64") {

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | runs longer than it may | [`WorkerError::Late`] |
 //! | takes more memory than it may | [`WorkerError::OutOfMemory`] |
+//! | is refused memory by the machine that its task may have | [`WorkerError::Machine`] |
 //! | is stopped from another thread | [`WorkerError::Stopped`] |
 //! | makes a forbidden system call | [`WorkerError::Jailed`] |
 //! | is killed by the kernel or somebody else | [`WorkerError::Killed`] |
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Resource;
 
 pub use child::WorkerCommand;
+pub use compiled::{Compiled, CompiledError};
 pub use pool::PoolSize;
 pub use stop::Stop;
 
@@ -41,6 +43,8 @@ use pool::{Busy, Pool, Worker};
 use talk::Trouble;
 
 mod child;
+mod compiled;
+pub(crate) mod devices;
 mod line;
 mod pool;
 mod stop;
@@ -120,6 +124,9 @@ pub enum WorkerError {
         /// What it may have: the task's limits and what the worker needs itself.
         max_bytes: u64,
     },
+    /// This machine failed it, says the worker: it has not the memory that the limits promise.
+    #[error("not the program's fault: {0}; free memory, or offer less")]
+    Machine(String),
     /// [`Stop::stop`] was called.
     #[error("stopped")]
     Stopped,

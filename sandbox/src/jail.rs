@@ -55,6 +55,16 @@ pub enum Profile {
     Run,
 }
 
+impl Profile {
+    /// The word that starts a worker of this profile.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Compile => "compile",
+            Self::Run => "run",
+        }
+    }
+}
+
 /// The walls that a worker has around it, beside those without which it would not have started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Walls {

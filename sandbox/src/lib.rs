@@ -16,6 +16,8 @@
 //!
 //! What they say to each other is in `wire`.
 //!
+//! What a machine can be rented out for is counted and measured in [`capacity`].
+//!
 //! A program sees WASI, preview 1 as a module and 0.2 as a component. Both are written here, over files that
 //! exist in memory only (`files`), a clock made of fuel (`clock`) and random bytes made of a seed (`random`),
 //! since what a program sees decides what comes out, and what it can reach is what it can break. What either
@@ -30,6 +32,7 @@
 //! task's limits allow.
 
 pub mod cache;
+pub mod capacity;
 pub mod compile;
 pub mod engine;
 pub mod host;

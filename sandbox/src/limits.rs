@@ -4,6 +4,7 @@
 //! and the one that counts memory. A program that reaches one is told by an error, where WASI or WebAssembly have
 //! one, and ends otherwise.
 
+use rustix::io::Errno;
 use wasmtime::ResourceLimiter;
 
 /// Descriptors of a module, or handles of a component.
@@ -61,6 +62,12 @@ pub(crate) const ALL: [usize; 12] = [
 /// What an element of a table takes: a pointer. References to exceptions take half of it.
 const ELEMENT_BYTES: usize = size_of::<usize>();
 
+/// The machine has not the memory that the limits promise. That is no doing of the program, and nothing that it could
+/// be told: it would compute something else than elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the machine lacks memory: {0}")]
+pub(crate) struct MachineLacksMemory(pub(crate) Errno);
+
 /// Counts linear memories, tables and the heap of exceptions, together.
 #[derive(Debug)]
 pub(crate) struct MemoryMeter {
@@ -117,11 +124,10 @@ impl ResourceLimiter for MemoryMeter {
         Ok(maximum.is_none_or(|maximum| desired <= maximum) && self.grow(bytes(current), bytes(desired)))
     }
 
-    /// Growing beyond what a memory can have is the program's business. That the machine lacks memory is not: a program
-    /// that went on would compute something else than elsewhere.
+    /// Growing beyond what a memory can have is the program's business. That the machine lacks memory is not.
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        match error.downcast_ref::<rustix::io::Errno>() {
-            Some(errno) => Err(wasmtime::format_err!("the machine lacks memory: {errno}")),
+        match error.downcast_ref::<Errno>() {
+            Some(errno) => Err(MachineLacksMemory(*errno).into()),
             None => Ok(()),
         }
     }
@@ -157,7 +163,8 @@ mod tests {
     #[test]
     fn a_machine_without_memory_ends_the_program() {
         let mut meter = MemoryMeter::new(1_000);
-        assert!(meter.memory_grow_failed(rustix::io::Errno::NOMEM.into()).is_err());
+        let error = meter.memory_grow_failed(Errno::NOMEM.into()).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&MachineLacksMemory(Errno::NOMEM)));
         assert!(meter.memory_grow_failed(wasmtime::format_err!("beyond the type's limits")).is_ok());
     }
 

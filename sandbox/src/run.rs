@@ -19,6 +19,7 @@ use std::io::{self, Read, Seek};
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
+use rustix::io::Errno;
 use wasmtime::component::Component;
 use wasmtime::{
     CallHook, Engine, ExternType, InstancePre, Linker, Module, Precompiled, Store, StoreContextMut,
@@ -27,11 +28,14 @@ use wasmtime::{
 
 use crate::engine::engine;
 use crate::guest::{ExitCode, Guest};
-use crate::limits;
+use crate::limits::{self, MachineLacksMemory};
 use crate::preview1;
 use crate::preview2::{self, bindings::ProgramPre};
 use crate::progress::Progress;
 use crate::task::{Exit, Kind, Outcome, Task};
+
+#[doc(hidden)]
+pub mod unmetered;
 
 /// Fuel between two steps: some tens of milliseconds.
 pub const STEP_FUEL: u64 = 100_000_000;
@@ -64,6 +68,12 @@ pub enum RunError {
     #[error("the compiled program cannot be loaded: {0}; compile it again")]
     Artefact(String),
 }
+
+/// The machine failed a run, and the program is not to blame: there is no outcome, and another run or another machine
+/// may come to one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MachineFailed(String);
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +113,10 @@ impl Program {
 /// [`RunError`] when it is not an artefact of this configuration. A program that merely cannot be started is
 /// loaded, and refused by [`run`].
 pub fn load(artefact: File) -> Result<Program, RunError> {
-    let engine = engine();
+    load_for(engine(), artefact)
+}
+
+fn load_for(engine: Engine, artefact: File) -> Result<Program, RunError> {
     let error = |error: wasmtime::Error| RunError::Artefact(text(&error));
     match precompiled(&artefact)? {
         Some(Precompiled::Module) => {
@@ -194,24 +207,31 @@ fn component_entry(engine: &Engine, component: &Component) -> Entry {
 }
 
 /// Runs a program on a task, and calls `step` every [`STEP_FUEL`].
-pub fn run(program: &Program, task: Task, step: &mut dyn FnMut(Step<'_>) -> Go) -> Outcome {
+///
+/// # Errors
+/// [`MachineFailed`] when the machine has not the memory that the task's limits promise.
+pub fn run(
+    program: &Program,
+    task: Task,
+    step: &mut dyn FnMut(Step<'_>) -> Go,
+) -> Result<Outcome, MachineFailed> {
     let fuel = task.limits.fuel;
     let progress = Progress::new(task.limits.log_bytes, STEP_FUEL);
     if let Entry::None(why) = &program.entry {
-        return refusal(why.clone());
+        return Ok(refusal(why.clone()));
     }
     let mut store = match Guest::new(task, progress.clone()) {
         Ok(guest) => store(&program.engine, guest, fuel),
-        Err(error) => return refusal(error.to_string()),
+        Err(error) => return Ok(refusal(error.to_string())),
     };
     let ended = drive(execute(&program.entry, &mut store), || report(&progress, step));
     let exit = match ended {
         Some(Ok(code)) => Exit::Code(code),
-        Some(Err(failure)) => exit(failure, &store),
+        Some(Err(failure)) => exit(failure, &store)?,
         None => Exit::Stopped,
     };
     let left = store.get_fuel().expect("fuel is configured");
-    outcome(exit, fuel - left, store.into_data())
+    Ok(outcome(exit, fuel - left, store.into_data()))
 }
 
 fn store(engine: &Engine, guest: Guest, fuel: u64) -> Store<Guest> {
@@ -311,21 +331,24 @@ fn report(progress: &Progress, step: &mut dyn FnMut(Step<'_>) -> Go) -> Go {
     go
 }
 
-fn exit(failure: Failure, store: &Store<Guest>) -> Exit {
+fn exit(failure: Failure, store: &Store<Guest>) -> Result<Exit, MachineFailed> {
     let (error, is_starting) = match failure {
         Failure::Starting(error) => (error, true),
         Failure::Running(error) => (error, false),
     };
+    if lacks_memory(&error) {
+        return Err(MachineFailed(text(&error)));
+    }
     if let Some(ExitCode(code)) = error.downcast_ref() {
-        return Exit::Code(*code);
+        return Ok(Exit::Code(*code));
     }
     match error.downcast_ref() {
-        Some(Trap::OutOfFuel) => return Exit::OutOfFuel,
-        Some(trap) => return Exit::Trapped(trap.to_string().replace("wasm trap: ", "")),
+        Some(Trap::OutOfFuel) => return Ok(Exit::OutOfFuel),
+        Some(trap) => return Ok(Exit::Trapped(trap.to_string().replace("wasm trap: ", ""))),
         None => {}
     }
     let memory = &store.data().memory;
-    match memory.refused_bytes {
+    Ok(match memory.refused_bytes {
         _ if error.is::<ThrownException>() => Exit::Trapped("an exception that nobody caught".into()),
         Some(needed) if is_starting => {
             let limit = memory.limit_bytes();
@@ -335,7 +358,14 @@ fn exit(failure: Failure, store: &Store<Guest>) -> Exit {
         }
         None if is_starting => Exit::Refused(text(&error)),
         _ => Exit::Trapped(text(&error)),
-    }
+    })
+}
+
+/// Whether the kernel refused memory: to one that grows, or to what the engine maps for a start.
+fn lacks_memory(error: &wasmtime::Error) -> bool {
+    let is_refusal = |errno: &Errno| *errno == Errno::NOMEM;
+    error.is::<MachineLacksMemory>()
+        || error.chain().any(|cause| cause.downcast_ref().is_some_and(is_refusal))
 }
 
 /// What an error is at bottom, without what was under way.

@@ -10,7 +10,7 @@
 //! | [`Order::Compile`], module | [`Report::Artefact`], artefact; or [`Report::Refused`] |
 //! | [`Order::Run`], a descriptor of the artefact, standard input, inputs | [`Report::Step`], what was printed; any number of times |
 //! | [`Answer`] to each step | |
-//! | | [`Report::Outcome`], standard output and error, outputs; or [`Report::Refused`] |
+//! | | [`Report::Outcome`], standard output and error, outputs; or [`Report::Refused`], or [`Report::Failed`] |
 //!
 //! Bytes go through the socket even where they are many: it moves some 2 GB/s, so that sharing memory would
 //! save less than a percent of any real job, and would need system calls that the jail does without. The
@@ -95,6 +95,8 @@ pub(crate) enum Report {
     },
     /// The program ended.
     Outcome(OutcomeHead),
+    /// The machine failed the program.
+    Failed(String),
 }
 
 /// A [`Task`] without its bodies.
@@ -453,6 +455,10 @@ mod tests {
         send(&mut bytes, &Report::Step { fuel: 300, stdout_bytes: 1, stderr_bytes: 0 }).unwrap();
         send(&mut bytes, &Answer::Stop).unwrap();
         send(&mut bytes, &Order::Compile { module_bytes: 5 }).unwrap();
-        assert_eq!(bytes, [5, 0, 0, 0, 3, 0xac, 2, 1, 0, 1, 0, 0, 0, 1, 2, 0, 0, 0, 0, 5]);
+        send(&mut bytes, &Report::Failed("no".into())).unwrap();
+        assert_eq!(
+            bytes,
+            [5, 0, 0, 0, 3, 0xac, 2, 1, 0, 1, 0, 0, 0, 1, 2, 0, 0, 0, 0, 5, 4, 0, 0, 0, 5, 2, b'n', b'o']
+        );
     }
 }

@@ -15,6 +15,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use rustix::process::Signal;
+
+use crate::capacity::vulkan::{self, VulkanError};
 use crate::jail::{self, JailError, Profile};
 use crate::run::{Go, Step};
 use crate::task::Task;
@@ -34,6 +37,15 @@ enum WorkError {
     OtherProfile(Profile),
 }
 
+/// Why a process that looks for graphics processors ended without an answer.
+#[derive(Debug, thiserror::Error)]
+enum DevicesError {
+    #[error("{0}")]
+    Vulkan(#[from] VulkanError),
+    #[error("the socket to the parent: {0}")]
+    Socket(#[from] io::Error),
+}
+
 /// All that a worker's process does: jails itself, takes one order from its standard input, and carries it out.
 pub fn main(profile: Profile) -> ExitCode {
     match work(profile) {
@@ -43,6 +55,27 @@ pub fn main(profile: Profile) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// All that a process does which looks for graphics processors: names them on its standard input, which is a
+/// socket, and ends. See [`capacity::gpus`](crate::capacity::gpus).
+///
+/// It is not jailed, since drivers need devices and files. It reads nothing from anybody either.
+pub fn devices() -> ExitCode {
+    match list_devices() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list_devices() -> Result<(), DevicesError> {
+    // A driver that hangs must not outlive whoever waits for it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
+    let mut parent = Parent(io::stdin().as_fd().try_clone_to_owned()?);
+    Ok(wire::send(&mut parent, &vulkan::candidates()?)?)
 }
 
 fn work(profile: Profile) -> Result<(), WorkError> {
@@ -87,9 +120,10 @@ fn run_one(parent: &mut Parent, artefact: File, task: Task) -> Result<(), WorkEr
             Go::Stop
         })
     });
-    match lost {
-        Some(e) => Err(e),
-        None => Ok(wire::send_outcome(parent, &outcome)?),
+    match (lost, outcome) {
+        (Some(e), _) => Err(e),
+        (None, Ok(outcome)) => Ok(wire::send_outcome(parent, &outcome)?),
+        (None, Err(e)) => Ok(wire::send(parent, &Report::Failed(wire::shortened(&e.to_string())))?),
     }
 }
 

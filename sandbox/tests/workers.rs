@@ -14,7 +14,8 @@ use common::{
 };
 use spare_sandbox::cache::Key;
 use spare_sandbox::host::{
-    CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError, Workers,
+    CompileFailure, CompileLimits, CompiledError, PoolSize, Settings, Stop, WorkerCommand, WorkerError,
+    Workers,
 };
 use spare_sandbox::run::Go;
 use spare_sandbox::task::{Determinism, Exit, Input, Task};
@@ -476,4 +477,81 @@ fn jobs_at_the_same_time_do_not_mix() {
             });
         }
     });
+}
+
+#[test]
+fn a_program_that_the_machine_has_no_memory_for_is_not_to_blame() {
+    let grow = module("(local $pages i32) (drop (memory.grow (i32.const 3000)))");
+    let artefact = spare_sandbox::compile::compile(&grow).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), artefact).unwrap();
+    let said = Command::new(common::worker()).arg("scarce").arg(file.path()).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.starts_with("Err(MachineFailed(\"the machine lacks memory: "), "{said}");
+
+    let (cache, _directory) = cache();
+    let artefact = compiled(&Marked::start().workers, &cache, &grow);
+    let error = Marked::lying("failed").run(&artefact, &task(), LONG).unwrap_err();
+    assert!(matches!(&error, WorkerError::Machine(why) if why == "no room"), "{error}");
+}
+
+/// A module that takes long enough to compile for others to ask for it meanwhile.
+fn slow_to_compile() -> Vec<u8> {
+    let body = "(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const 7)) (i32.load (local.get 0))))"
+        .repeat(2_000);
+    let function = format!("(func (local i32) {body})");
+    let text =
+        format!(r#"(module (memory (export "memory") 1) (func (export "_start")) {})"#, function.repeat(10));
+    wat::parse_str(text).unwrap()
+}
+
+#[test]
+fn calls_for_one_program_at_one_time_share_its_compilation() {
+    let (marked, (cache, _directory)) = (Marked::start(), cache());
+    let module = slow_to_compile();
+    let started = std::sync::Barrier::new(3);
+    let ask = |client: [u8; 32]| {
+        started.wait();
+        marked.workers.compiled(&cache, &client, &module, &compile_limits(), &Stop::new()).unwrap()
+    };
+    let (one, other, third) = thread::scope(|threads| {
+        let [one, other, third] =
+            [[1; 32], [1; 32], [2; 32]].map(|client| threads.spawn(move || ask(client)));
+        (one.join().unwrap(), other.join().unwrap(), third.join().unwrap())
+    });
+    assert_ne!(one.took.is_some(), other.took.is_some(), "one of them compiles: {one:?}, {other:?}");
+    assert!(third.took.is_some(), "nobody gets what was compiled for another");
+    for compiled in [one, other, third] {
+        assert_eq!(marked.run(&compiled.artefact, &task(), LONG).unwrap().exit, Exit::Code(0));
+    }
+}
+
+#[test]
+fn who_waits_for_anothers_compilation_can_be_stopped_and_is_next_when_it_fails() {
+    let (marked, (cache, directory)) = (Marked::start(), cache());
+    let module = slow_to_compile();
+    let none = CompileLimits { artefact_bytes: 1, ..compile_limits() };
+    let ask = |limits: &CompileLimits, stop: &Stop| {
+        marked.workers.compiled(&cache, &common::CLIENT, &module, limits, stop)
+    };
+    let stopped = Stop::new();
+    stopped.stop();
+    thread::scope(|threads| {
+        let fails = threads.spawn(|| ask(&none, &Stop::new()));
+        wait_until("the first compiles", || has_begun(&directory));
+        let error = ask(&compile_limits(), &stopped).unwrap_err();
+        assert!(error.to_string().ends_with("stopped"), "{error}");
+        let next = ask(&compile_limits(), &Stop::new()).unwrap();
+        assert!(next.took.is_some());
+        assert!(matches!(
+            fails.join().unwrap(),
+            Err(CompiledError::Compile(CompileFailure::TooLong { max_bytes: 1, .. }))
+        ));
+    });
+}
+
+/// Whether an artefact has been begun.
+fn has_begun(directory: &tempfile::TempDir) -> bool {
+    let clients = std::fs::read_dir(directory.path().join("artefacts")).unwrap().flatten();
+    clients.into_iter().any(|client| std::fs::read_dir(client.path()).unwrap().next().is_some())
 }

@@ -12,15 +12,14 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 
-use crate::jail::Profile;
-
-/// How a worker is started: a program that calls [`worker::main`](crate::worker::main) with the profile that
-/// its last argument names, `compile` or `run`.
+/// How a worker is started: a program whose last argument says what it is for. With `compile` and `run` it calls
+/// [`worker::main`](crate::worker::main) for the profile of that name, with `devices`
+/// [`worker::devices`](crate::worker::devices).
 #[derive(Debug, Clone)]
 pub struct WorkerCommand {
     /// The executable.
     pub program: PathBuf,
-    /// Arguments before the profile's name.
+    /// Arguments before that last one.
     pub arguments: Vec<OsString>,
 }
 
@@ -38,18 +37,20 @@ pub(super) struct Ends {
 }
 
 impl Child {
-    /// Starts a worker, with an empty environment. It must be called on a thread that lives as long as the
+    /// Starts a worker for `role`, with no environment but the given. It must be called on a thread that lives as long as the
     /// worker may: the kernel kills a worker when the thread that started it ends.
-    pub(super) fn start(command: &WorkerCommand, profile: Profile) -> io::Result<(Self, Ends)> {
+    pub(super) fn start(
+        command: &WorkerCommand,
+        role: &str,
+        environment: &[(&str, OsString)],
+    ) -> io::Result<(Self, Ends)> {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         let mut process = Command::new(&command.program)
             .args(&command.arguments)
-            .arg(match profile {
-                Profile::Compile => "compile",
-                Profile::Run => "run",
-            })
+            .arg(role)
             .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())

@@ -4,6 +4,7 @@
 //! kernel ends a worker with the thread that started it; and so it also does when the parent is killed.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::process::{ChildStderr, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -187,7 +188,7 @@ impl Shared {
     /// Starts a worker, while others may use the state.
     fn start<'a>(&'a self, state: MutexGuard<'a, State>, rest_until: &mut Instant) -> MutexGuard<'a, State> {
         drop(state);
-        let started = Worker::start(&self.command, self.profile);
+        let started = Worker::start(&self.command, self.profile.name(), &[]);
         let mut state = self.state();
         match started {
             Ok(worker) => state.warm.push_back(worker),
@@ -270,8 +271,13 @@ impl Drop for Busy<'_> {
 }
 
 impl Worker {
-    fn start(command: &WorkerCommand, profile: Profile) -> io::Result<Self> {
-        let (child, ends) = Child::start(command, profile)?;
+    /// Starts one for `role`. It is [bound](Line::bound) before anything is read from it.
+    pub(super) fn start(
+        command: &WorkerCommand,
+        role: &str,
+        environment: &[(&str, OsString)],
+    ) -> io::Result<Self> {
+        let (child, ends) = Child::start(command, role, environment)?;
         let child = Arc::new(child);
         let line = Line::new(ends.socket, Arc::clone(&child), Instant::now());
         Ok(Self { child, line, words: ends.words })

@@ -110,6 +110,7 @@ fn follow(
                 return Ok(head.complete(&mut worker.line)?);
             }
             Report::Refused(why) => return Err(Trouble::Known(WorkerError::Artefact(plausible(why)?))),
+            Report::Failed(why) => return Err(Trouble::Known(WorkerError::Machine(plausible(why)?))),
             other => return Err(Trouble::Nonsense(format!("{} in answer to a task", name_of(&other)))),
         }
     }
@@ -173,5 +174,6 @@ fn name_of(report: &Report) -> &'static str {
         Report::Refused(_) => "a refusal",
         Report::Step { .. } => "a step",
         Report::Outcome(_) => "an outcome",
+        Report::Failed(_) => "a failure of the machine",
     }
 }

@@ -25,7 +25,7 @@ fn outcome(text: &str, task: Task) -> Outcome {
     let artefact = spare_sandbox::compile::compile(&component(text)).expect("it is valid");
     let program = loaded(&artefact);
     assert_eq!(program.kind(), Kind::Component);
-    run(&program, task, &mut |_| Go::On)
+    run(&program, task, &mut |_| Go::On).expect("the machine has memory")
 }
 
 #[test]
@@ -118,7 +118,7 @@ const STRANGE: &str = r#"(component
 
 #[test]
 fn an_unknown_import_ends_the_program_by_name_but_only_if_it_is_called() {
-    let run = |text: &str| crate::run(&program(text), task(), &mut |_| Go::On);
+    let run = |text: &str| crate::run(&program(text), task(), &mut |_| Go::On).unwrap();
     assert_eq!(run(&STRANGE.replace("CALL", "")).exit, Exit::Code(0));
     let why = "it called wasi:sockets/strange@0.2.0#call, which the sandbox does not have";
     assert_eq!(run(&STRANGE.replace("CALL", "(call $call)")).exit, Exit::Trapped(why.into()));
@@ -126,6 +126,6 @@ fn an_unknown_import_ends_the_program_by_name_but_only_if_it_is_called() {
 
 #[test]
 fn a_component_that_is_no_command_is_refused() {
-    let outcome = crate::run(&program("(component)"), task(), &mut |_| Go::On);
+    let outcome = crate::run(&program("(component)"), task(), &mut |_| Go::On).unwrap();
     assert!(matches!(&outcome.exit, Exit::Refused(why) if why.contains("wasi:cli/run")), "{}", outcome.exit);
 }

@@ -109,7 +109,7 @@ fn program(text: &str) -> Program {
 }
 
 fn outcome(text: &str, task: Task) -> Outcome {
-    run(&program(text), task, &mut |_| Go::On)
+    run(&program(text), task, &mut |_| Go::On).expect("the machine has memory")
 }
 
 /// The numbers that a program printed by `$number`, before anything else.

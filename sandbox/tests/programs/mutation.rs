@@ -73,7 +73,7 @@ fn wrong_bytes_do_not_panic() {
         let program = mutated(&original, &mut Numbers(seed));
         let survived = catch_unwind(|| match compile(&program) {
             Ok(artefact) => {
-                let outcome = run(&loaded(&artefact), with_fuel(FUEL), &mut |_| Go::On);
+                let outcome = run(&loaded(&artefact), with_fuel(FUEL), &mut |_| Go::On).unwrap();
                 assert!(outcome.fuel <= FUEL);
                 1
             }
