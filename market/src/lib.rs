@@ -35,6 +35,7 @@ pub mod dispute;
 pub mod genesis;
 pub mod grant;
 pub mod head;
+pub mod hire;
 pub mod index;
 pub mod job;
 pub mod keys;

@@ -38,6 +38,8 @@ pub enum Fault {
     Lost,
     /// It sent other bytes than the shard's.
     WrongBytes,
+    /// It signed another result of a job than comes out of it.
+    WrongResult,
 }
 
 impl Fault {
@@ -48,6 +50,7 @@ impl Fault {
             Self::Refused => "refused to read",
             Self::Lost => "says that the data is not there, or cannot be read",
             Self::WrongBytes => "sent other bytes than it was given",
+            Self::WrongResult => "signed a wrong result of a job",
         }
     }
 }
@@ -151,6 +154,16 @@ impl Standing {
             self.strikes.drain(..self.strikes.len().saturating_sub(2 * STRIKES_MAX));
         }
         is_strike
+    }
+
+    /// The provider signed a wrong result of the work named `root`, which was run again. No line and no disk brings that about, so it is out at once.
+    pub fn was_wrong(&mut self, now_s: u64, root: Root, why: &str) {
+        let why = why[..why.floor_char_boundary(WHY_MAX_BYTES)].to_owned();
+        let place = Place { root, shard_bytes: 0, start: 0, end: 0 };
+        let strike = Strike { at_s: now_s, fault: Fault::WrongResult, why, place };
+        self.strikes.retain(|strike| now_s < strike.at_s.saturating_add(STRIKE_LIFE_S));
+        self.strikes.extend(std::iter::repeat_n(strike, STRIKES_MAX));
+        self.strikes.drain(..self.strikes.len().saturating_sub(2 * STRIKES_MAX));
     }
 
     /// The unix time in seconds from which on a failure that goes on is a strike.

@@ -4,12 +4,14 @@
 //! side as it happens: the client counts what arrived, the provider what it sent. A connection that broke, or a node that was killed, makes the
 //! two differ a little, so the provider forgives a small difference once a period, and asks for payment when more is open.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::amount::{Amount, SUPPLY_MAX, StorageDue};
 use crate::deal::{Deal, DealId, Funding, TermsV1, funding};
 use crate::head::{AnchoredHead, HeadError};
-use crate::job::JOBS_UNPAID_MAX;
+use crate::job::{JOBS_UNPAID_MAX, JobId};
 use crate::meter::{Meter, MeterError};
 use crate::voucher::{Known, VoucherError, VoucherV1};
 
@@ -20,6 +22,9 @@ pub const DOUBT_PERIODS: u64 = 30;
 /// Difference between the two counts of bytes read that a provider forgives once a period.
 pub const READ_SLACK_BYTES: u64 = 16 << 20;
 
+/// Most jobs under way under one deal.
+pub const JOBS_OPEN_MAX: usize = 256;
+
 /// What a client owes a provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tab {
@@ -28,12 +33,23 @@ pub struct Tab {
     read_bytes: u64,
     /// What jobs have cost so far.
     jobs: Amount,
+    /// Jobs that have not ended.
+    open_jobs: BTreeMap<JobId, OpenJob>,
     promised: Option<VoucherV1>,
     /// The period in which a difference was last forgiven.
     forgiven_in: Option<u64>,
     /// Since which period, and how often since then, storage was not paid as not shown, for no reason that the provider knows.
     doubted: (u64, u64),
     base: Base,
+}
+
+/// What a job that has not ended costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct OpenJob {
+    /// At most.
+    most: Amount,
+    /// So far.
+    counted: Amount,
 }
 
 /// From where a tab counts: what the ledger settled by claims, and what is not owed since then.
@@ -95,6 +111,12 @@ pub enum TabError {
     /// The voucher leaves out storage that was paid for already, or that there never was.
     #[error("the voucher leaves out more than is unpaid")]
     Skipped,
+    /// More jobs at once than may be.
+    #[error("{JOBS_OPEN_MAX} jobs under one deal are under way; wait for one to end")]
+    ManyJobs,
+    /// The job is not under way, or has cost more, or less, than is said.
+    #[error("the job is not under way, or has cost more than it can or less than it had")]
+    Job,
     /// A tab that somebody else kept claims more than can have come about.
     #[error("more is claimed than this deal can have cost")]
     Implausible,
@@ -161,13 +183,51 @@ impl Tab {
         self.read_bytes = self.read_bytes.saturating_add(bytes);
     }
 
-    /// Adds what a job has cost since it was added last.
+    /// Notes a job that costs at most `most`. From then on the escrow has to have that.
     ///
     /// # Errors
-    /// [`TabError::Meter`] when that is beyond any money; nothing has changed then.
-    pub fn add_job(&mut self, cost: Amount) -> Result<(), TabError> {
-        self.jobs = self.jobs.checked_add(cost).ok_or(MeterError::Overflow)?;
+    /// [`TabError::ManyJobs`].
+    pub fn begin_job(&mut self, job: JobId, most: Amount) -> Result<(), TabError> {
+        if self.open_jobs.len() >= JOBS_OPEN_MAX && !self.open_jobs.contains_key(&job) {
+            return Err(TabError::ManyJobs);
+        }
+        self.open_jobs.entry(job).or_insert(OpenJob { most, counted: Amount::ZERO });
         Ok(())
+    }
+
+    /// Counts what a job has cost so far, in all.
+    ///
+    /// # Errors
+    /// [`TabError::Job`]; nothing has changed then.
+    pub fn count_job(&mut self, job: &JobId, cost: Amount) -> Result<(), TabError> {
+        let open = self.open_jobs.get_mut(job).ok_or(TabError::Job)?;
+        if cost < open.counted || cost > open.most {
+            return Err(TabError::Job);
+        }
+        self.jobs = self.jobs.checked_add(cost.saturating_sub(open.counted)).ok_or(MeterError::Overflow)?;
+        open.counted = cost;
+        Ok(())
+    }
+
+    /// Ends a job, with what was counted of it.
+    pub fn end_job(&mut self, job: &JobId) {
+        self.open_jobs.remove(job);
+    }
+
+    /// What was counted of a job that has not ended.
+    pub fn job(&self, job: &JobId) -> Option<Amount> {
+        self.open_jobs.get(job).map(|open| open.counted)
+    }
+
+    /// Jobs that have not ended.
+    pub fn open_jobs(&self) -> impl Iterator<Item = &JobId> {
+        self.open_jobs.keys()
+    }
+
+    /// What jobs that have not ended may still cost.
+    pub fn reserved(&self) -> Amount {
+        let left = self.open_jobs.values().map(|open| open.most.saturating_sub(open.counted).0);
+        Amount(left.fold(0, u128::saturating_add)).min(SUPPLY_MAX)
     }
 
     /// What all periods before `period`, all reading and all jobs cost.
@@ -253,16 +313,16 @@ impl Tab {
         owed.saturating_sub(deal.paid)
     }
 
-    /// What the deal's escrow has beyond what is owed.
+    /// What the deal's escrow has beyond what is owed, and what jobs under way may cost.
     pub fn left(&self, deal: &Deal, period: u64) -> Amount {
-        deal.escrow.saturating_sub(self.open(deal, period))
+        deal.escrow.saturating_sub(self.open(deal, period)).saturating_sub(self.reserved())
     }
 
     /// How long the deal's escrow lasts when `extra_bytes` more are stored from now on.
     pub fn funding(&self, deal: &Deal, period: u64, extra_bytes: u64, period_s: u32) -> Funding {
         let bytes = self.bytes().saturating_add(extra_bytes);
         match StorageDue::of(deal.terms.price, bytes, period_s.into()) {
-            Some(rate) => funding(deal.escrow, self.open(deal, period), rate),
+            Some(rate) => funding(deal.escrow.saturating_sub(self.reserved()), self.open(deal, period), rate),
             None => Funding { periods: 0, in_grace: true },
         }
     }
@@ -452,7 +512,7 @@ impl Tab {
         if self.unpaid_read_bytes() > READ_STEP_BYTES + READ_SLACK_BYTES {
             return Err(TabError::Implausible);
         }
-        if self.unpaid_jobs() > JOBS_UNPAID_MAX {
+        if self.unpaid_jobs() > JOBS_UNPAID_MAX || self.open_jobs.len() > JOBS_OPEN_MAX {
             return Err(TabError::Implausible);
         }
         let Known { total: promised, through, .. } = self.known();
@@ -549,6 +609,36 @@ mod tests {
         let mut tab = Tab::default();
         heads.iter().for_each(|head| tab.take_head(DEAL, &terms(), *head, PERIOD_S).unwrap());
         tab
+    }
+
+    #[test]
+    fn jobs_are_counted_as_they_go_and_what_they_may_cost_is_kept() {
+        let (terms, job, other) = (terms(), JobId([1; 32]), JobId([2; 32]));
+        let mut tab = Tab::default();
+        assert_eq!(tab.count_job(&job, Amount(1)), Err(TabError::Job), "not begun");
+        tab.begin_job(job, Amount(100)).unwrap();
+        tab.begin_job(other, Amount(50)).unwrap();
+        assert_eq!(tab.reserved(), Amount(150));
+        tab.count_job(&job, Amount(30)).unwrap();
+        tab.count_job(&job, Amount(40)).unwrap();
+        tab.begin_job(job, Amount(100)).unwrap();
+        assert_eq!((tab.job(&job), tab.reserved()), (Some(Amount(40)), Amount(110)), "begun once");
+        assert_eq!(tab.count_job(&job, Amount(39)), Err(TabError::Job), "less than before");
+        assert_eq!(tab.count_job(&job, Amount(101)), Err(TabError::Job), "more than it can");
+        assert_eq!((tab.jobs(), tab.unpaid_jobs()), (Amount(40), Amount(40)));
+        let voucher = tab.next_voucher(DEAL, &terms, 0, tab.promised_before()).unwrap().unwrap();
+        assert_eq!((voucher.jobs, voucher.total), (Amount(40), Amount(40)));
+        tab.promise(voucher);
+        assert_eq!(tab.unpaid_jobs(), Amount::ZERO);
+        tab.end_job(&job);
+        assert_eq!((tab.jobs(), tab.reserved(), tab.job(&job)), (Amount(40), Amount(50), None));
+        for i in 1..JOBS_OPEN_MAX {
+            let mut id = [9; 32];
+            id[..8].copy_from_slice(&(i as u64).to_le_bytes());
+            tab.begin_job(JobId(id), Amount(1)).unwrap();
+        }
+        assert_eq!(tab.begin_job(job, Amount(1)), Err(TabError::ManyJobs));
+        tab.begin_job(other, Amount(1)).unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! unfinished when a peer goes away is undone.
 
 mod index;
+mod jobs;
 mod ledger;
 mod places;
 mod read;
@@ -32,6 +33,7 @@ use crate::frames::{
     FrameError, Hello, Refusal, RefusalCode, Request, Response, decode, read_body, read_frame, write_frame,
 };
 use crate::index_log::IndexLogs;
+use crate::jobs::Jobs;
 use crate::limits::{
     BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, OPENINGS,
     READS_MAX, READS_PER_PEER_MAX, READS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
@@ -83,6 +85,7 @@ pub struct Answerer {
     node_key: SigningSecret,
     grant: SignedBytes,
     earner: Option<Arc<Earner>>,
+    jobs: Option<Arc<Jobs>>,
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
     market: Option<Arc<Market>>,
@@ -127,6 +130,7 @@ impl Answerer {
             node_key,
             grant,
             earner,
+            jobs: None,
             logs,
             book,
             market,
@@ -154,6 +158,12 @@ impl Answerer {
     #[must_use]
     pub fn dialling_back(self, direct: Arc<Direct>) -> Self {
         Self { dial_back: Some(DialBack::new(direct)), ..self }
+    }
+
+    /// Has it answer about jobs as well.
+    #[must_use]
+    pub fn running(self, jobs: Option<Arc<Jobs>>) -> Self {
+        Self { jobs, ..self }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
@@ -291,6 +301,21 @@ impl Answerer {
                 Some(dial_back) => dial_back.answer(wire.peer, wire.remote_ip, service, port).await,
                 None => Err(Refusal::new(RefusalCode::Unavailable, "this node does not dial back")),
             },
+            Request::Materials { materials } => self.materials(authority, &materials),
+            Request::StoreMaterial { deal, material } => {
+                self.store_material(wire, authority, deal, material).await?
+            }
+            Request::Order { order, work } => self.order(authority, order, work).await?,
+            Request::WatchJob { job, seen, stdout_from, stderr_from } => {
+                self.watch_job(authority, job, seen, stdout_from, stderr_from).await
+            }
+            Request::JobBytes { job, material } => self.job_bytes(wire, authority, job, material).await?,
+            Request::CancelJob { job } => {
+                self.asking_jobs(authority, Scope::Store, move |jobs, owner| {
+                    jobs.cancel(&owner, &job).map(|state| Response::Job(Box::new(state)))
+                })
+                .await?
+            }
         };
         let is_done = result.is_ok();
         let response = result.unwrap_or_else(Response::Refused);

@@ -12,6 +12,7 @@ use std::time::Duration;
 mod audits;
 mod blobs;
 mod deals;
+mod jobs;
 mod market;
 
 use axum::Router;
@@ -192,6 +193,10 @@ impl From<SubmitError> for ApiError {
 pub use audits::{AuditInfo, ChallengerStatus, FailingInfo, StrikeInfo};
 pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, parse_range};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
+pub use jobs::{
+    ComputeStatus, FileInfo, GpuInfo, JobInfo, MaterialInfo, NewJob, OfferInfo, OrderInfo, WorkInfo,
+    ended_words,
+};
 pub use market::{Balance, Funding, MarketReport, Quote};
 
 type Shared = State<Arc<Node>>;
@@ -218,6 +223,16 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(deals::list_deals))
         .routes(routes!(deals::close_deal))
         .routes(routes!(deals::withdraw))
+        .routes(routes!(jobs::missing))
+        .routes(routes!(jobs::put_material))
+        .routes(routes!(jobs::list, jobs::submit))
+        .routes(routes!(jobs::offers))
+        .routes(routes!(jobs::watch, jobs::remove))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::log))
+        .routes(routes!(jobs::output))
+        .routes(routes!(jobs::receipt))
+        .routes(routes!(jobs::work))
         .split_for_parts();
     let guarded = routes
         .layer(from_fn_with_state(Arc::new(blake3::hash(token.as_bytes())), require_token))
@@ -425,6 +440,8 @@ pub struct Status {
     pub spending: Spending,
     /// Storage rented out, if any.
     pub provider: Option<ProviderStatus>,
+    /// What it runs jobs on, if it offers that.
+    pub compute: Option<ComputeStatus>,
     /// What it does as a challenger, if anything.
     pub challenger: Option<ChallengerStatus>,
     /// Bytes received over `spare/1`, frames included.
@@ -622,6 +639,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         blobs: blobs.len(),
         spending: deals::spending(&node)?,
         provider,
+        compute: jobs::compute_status(&node),
         challenger: audits::challenger(&node)?,
         received_bytes: node.traffic.received_bytes.load(Ordering::Relaxed),
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),

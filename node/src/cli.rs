@@ -163,6 +163,80 @@ enum AuditCommand {
 
 #[derive(Debug, Subcommand)]
 enum JobCommand {
+    /// Run a program at a provider, and wait for it; the exit code is the program's
+    Run {
+        #[command(flatten)]
+        program: job::ProgramArgs,
+        #[command(flatten)]
+        order: job::run::OrderArgs,
+    },
+    /// Run a program at a provider, and do not wait
+    Submit {
+        #[command(flatten)]
+        program: job::ProgramArgs,
+        #[command(flatten)]
+        order: job::run::OrderArgs,
+    },
+    /// Run a program once for each input file, over many providers
+    Map(job::map::MapArgs),
+    /// List jobs
+    Ls,
+    /// Say how a job is
+    Status {
+        /// The job
+        job: crate::job::JobKey,
+    },
+    /// Print what a job printed
+    Logs {
+        /// The job
+        job: crate::job::JobKey,
+        /// Go on until it is over; the exit code is the program's then
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Fetch the files that a job left
+    Output {
+        /// The job
+        job: crate::job::JobKey,
+        /// Where to put them
+        #[arg(long, short, value_name = "DIR")]
+        output: PathBuf,
+    },
+    /// Stop a job; what it has cost until then is owed
+    Cancel {
+        /// The job
+        job: crate::job::JobKey,
+    },
+    /// Forget a job that is over, and what came out of it
+    Rm {
+        /// The job
+        job: crate::job::JobKey,
+    },
+    /// Write a provider's receipt into a file, with all that it takes to check it
+    Receipt {
+        /// The job
+        job: crate::job::JobKey,
+        /// Which of its orders, counted from 0
+        #[arg(long, default_value_t = 0)]
+        order: usize,
+        /// The file
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Check a receipt from a file by running the work again, on any machine, with or without a node
+    Verify {
+        /// The file
+        receipt: PathBuf,
+    },
+    /// Say of each provider whether a program would go there, for how much, and why not
+    Offers {
+        #[command(flatten)]
+        program: job::ProgramArgs,
+        #[command(flatten)]
+        order: job::run::OrderArgs,
+    },
+    /// List jobs of others that run or wait at this node
+    Work,
     /// Run a program here, without a network, in the same jail and with the same result and fuel as at a provider
     Try(job::ProgramArgs),
 }
@@ -340,6 +414,7 @@ fn work_as(profile: &str) -> anyhow::Result<ExitCode> {
     match profile {
         "compile" => Ok(spare_sandbox::worker::main(Profile::Compile)),
         "run" => Ok(spare_sandbox::worker::main(Profile::Run)),
+        "devices" => Ok(spare_sandbox::worker::devices()),
         other => anyhow::bail!("there is no worker for '{other}'"),
     }
 }
@@ -350,8 +425,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         return work_as(profile);
     }
     let context = Context { home: home(cli.home)?, json: cli.json };
-    if let Command::Job { command: JobCommand::Try(args) } = &cli.command {
-        return job::try_out(&context, args).map(ExitCode::from);
+    match &cli.command {
+        Command::Job { command: JobCommand::Try(args) } => {
+            return job::try_out(&context, args).map(ExitCode::from);
+        }
+        Command::Job { command: JobCommand::Verify { receipt } } => {
+            return job::manage::verify(&context, receipt).map(ExitCode::from);
+        }
+        _ => {}
     }
     let is_node = matches!(cli.command, Command::Serve(_));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -378,7 +459,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                 setup::show_config(&context, origin)
             }
             Command::Demo(args) => crate::demo::run(args, context.json).await,
-            Command::Job { .. } | Command::Worker { .. } => unreachable!("done above"),
+            Command::Job { command } => return job::dispatch(&context, command).await.map(ExitCode::from),
+            Command::Worker { .. } => unreachable!("done above"),
         };
         done.map(|()| ExitCode::SUCCESS)
     });

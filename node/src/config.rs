@@ -11,7 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use spare_market::amount::{Amount, PICO_PER_CREDIT};
+use spare_market::amount::{Amount, PICO_PER_CREDIT, PRICE_MAX};
+use spare_market::job::ComputePrices;
 use spare_market::standing::STRIKE_SPACING_S;
 use spare_proofs::geometry::Geometry;
 
@@ -103,6 +104,58 @@ pub struct ClientConfig {
     pub presign_periods: u8,
     /// Seconds for which a provider's failure has to last before it is a strike, and between two strikes.
     pub strike_after_s: u32,
+    /// The most that one provider's run of a job may cost, in credits.
+    pub max_job_cost: Credits,
+    /// How many jobs of a hundred are run again to check their results.
+    pub check_percent: u8,
+}
+
+/// The `[compute]` section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComputeConfig {
+    /// Whether jobs of others are run here.
+    pub offer: bool,
+    /// Jobs that run at the same time; 0 for as many as there are processor cores.
+    pub slots: u16,
+    /// Memory that all jobs together may use; 0 for half of what the machine has.
+    pub memory: Size,
+    /// Most output of one job.
+    pub output: Size,
+    /// Room on disk for what jobs need and what comes out of them, of others and of this node's own.
+    pub room: Size,
+    /// Price of starting jobs, in credits per 1000.
+    pub start_price: Credits,
+    /// Price of running, in credits per 10^12 fuel, which is some twenty minutes of a processor core.
+    pub fuel_price: Credits,
+    /// Price of memory that a job may use, in credits per GiB and 10^12 fuel.
+    pub memory_price: Credits,
+    /// Price of output, in credits per TB.
+    pub output_price: Credits,
+    /// Node keys of verifiers, beside the market's node, that decide when a client says that a result is wrong.
+    pub verifiers: Vec<String>,
+}
+
+impl ComputeConfig {
+    /// The prices, or why there are none.
+    ///
+    /// # Errors
+    /// Which price is too high.
+    pub fn prices(&self) -> Result<ComputePrices, String> {
+        let per = |price: Credits, name: &str, numerator: u128, denominator: u128| {
+            let pico = price.0.0.saturating_mul(numerator) / denominator;
+            u64::try_from(pico)
+                .ok()
+                .filter(|pico| *pico <= PRICE_MAX)
+                .ok_or_else(|| format!("compute.{name} is more than a price may be"))
+        };
+        Ok(ComputePrices {
+            start: per(self.start_price, "start_price", 1, 1000)?,
+            gfuel: per(self.fuel_price, "fuel_price", 1, 1000)?,
+            gib_gfuel: per(self.memory_price, "memory_price", 1, 1000)?,
+            output_gib: per(self.output_price, "output_price", 1 << 30, 1_000_000_000_000)?,
+        })
+    }
 }
 
 /// The `[challenge]` section.
@@ -134,6 +187,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The `[provide]` section.
     pub provide: ProvideConfig,
+    /// The `[compute]` section.
+    pub compute: ComputeConfig,
     /// The `[client]` section.
     pub client: ClientConfig,
     /// The `[challenge]` section.
@@ -167,12 +222,26 @@ impl Default for Config {
                 scrub_rate: Size(8_000_000),
                 scrub_days: 14,
             },
+            compute: ComputeConfig {
+                offer: false,
+                slots: 0,
+                memory: Size(0),
+                output: Size(1 << 30),
+                room: Size(10 << 30),
+                start_price: Credits(Amount(PICO_PER_CREDIT / 100)),
+                fuel_price: Credits(Amount(PICO_PER_CREDIT / 200)),
+                memory_price: Credits(Amount(PICO_PER_CREDIT / 500)),
+                output_price: Credits(Amount(PICO_PER_CREDIT)),
+                verifiers: Vec::new(),
+            },
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),
                 max_price: MaxPrice(None),
                 fund_days: 30,
                 presign_periods: 0,
                 strike_after_s: STRIKE_SPACING_S as u32,
+                max_job_cost: Credits(Amount(PICO_PER_CREDIT)),
+                check_percent: 5,
             },
             challenge: ChallengeConfig { deals_per_period: 0, open_max: 10 },
             network: NetworkConfig { peers: Vec::new(), snapshot_after: 10_000 },

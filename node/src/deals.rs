@@ -13,6 +13,7 @@
 mod adopt;
 mod exchange;
 mod fund;
+mod hire;
 mod pay;
 
 use std::collections::{BTreeMap, HashSet};
@@ -42,6 +43,7 @@ use crate::sets;
 use crate::unix_now_s;
 
 pub use exchange::HeadChange;
+pub use hire::Hire;
 pub use pay::Pay;
 
 const KEY_PREFIX: &[u8] = b"client ";
@@ -64,6 +66,19 @@ pub enum DealError {
     /// The provider asks more than its ask said, or than may be paid.
     #[error("its terms are dearer than its ask")]
     Terms,
+    /// The provider makes no deals about jobs.
+    #[error("its terms have no prices of jobs")]
+    NoCompute,
+    /// The provider pledges too little.
+    #[error(
+        "it pledges {pledged} credits for a deal, and for checking jobs at this rate {needed} are needed; check more often, or ask others"
+    )]
+    Collateral {
+        /// What it pledges.
+        pledged: Amount,
+        /// What is needed.
+        needed: Amount,
+    },
     /// The provider's terms or head do not hold.
     #[error("it signed wrongly: {0}")]
     Signed(#[from] SignedError),
@@ -131,6 +146,8 @@ struct Record {
     failed_in: Vec<u64>,
     /// The last period for which a voucher was signed beforehand, in this epoch: what is in the provider's hands is not left out any more.
     presigned_through: Option<u64>,
+    /// Collateral that jobs may still be lost of.
+    locked: Vec<hire::Locked>,
 }
 
 impl Record {
@@ -159,6 +176,7 @@ impl Record {
             reconciled_in: 0,
             failed_in: Vec::new(),
             presigned_through: None,
+            locked: Vec::new(),
         }
     }
 }

@@ -12,6 +12,7 @@
 
 mod claims;
 mod custody;
+mod jobs;
 mod look;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,13 +25,14 @@ use spare_market::amount::{Amount, ReadPrice, StoragePrice};
 use spare_market::deal::{Deal, DealId, Funding, Status, TERMS_LIFE_MAX_S, Terms, TermsV1};
 use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead, Head, HeadError};
+use spare_market::job::ComputePrices;
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::tab::{READ_STEP_BYTES, Standing, Tab, TabError};
 use spare_market::voucher::{AHEAD_MAX, Voucher, VoucherError};
 use spare_proofs::sumtree::Member;
 use spare_proofs::tree::Root;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::chain::{Chain, ChainError};
@@ -111,6 +113,8 @@ pub struct Offer {
     pub price: StoragePrice,
     /// Price of reading.
     pub read_price: ReadPrice,
+    /// Prices of jobs, if any are run.
+    pub compute: Option<ComputePrices>,
     /// What is pledged for a new deal, as far as there is money.
     pub collateral: Amount,
     /// Periods without a voucher after which claims on the ledger begin; 0 for never.
@@ -123,7 +127,7 @@ pub struct Earner {
     genesis: Genesis,
     account: PublicKey,
     node_key: SigningSecret,
-    prices: (StoragePrice, ReadPrice),
+    prices: (StoragePrice, ReadPrice, Option<ComputePrices>),
     collateral: Amount,
     /// Periods without a voucher after which claims begin; 0 for never.
     claim_after_periods: u64,
@@ -137,6 +141,8 @@ pub struct Earner {
     fresh_bytes: Mutex<HashMap<PublicKey, u64>>,
     /// There is something to tell the ledger without delay.
     wake: Notify,
+    /// How many vouchers were taken.
+    paid: watch::Sender<u64>,
     /// Held while heads of an owner are countersigned or its shards deleted; owners share these.
     owners: Vec<Mutex<()>>,
 }
@@ -173,6 +179,8 @@ fn refused(error: TabError) -> Refusal {
         | TabError::Short { .. }
         | TabError::Skipped
         | TabError::Jobs { .. }
+        | TabError::Job
+        | TabError::ManyJobs
         | TabError::Reads { .. } => RefusalCode::BadVoucher,
     };
     Refusal::new(code, error.to_string())
@@ -209,7 +217,7 @@ impl Earner {
             genesis,
             account,
             node_key,
-            prices: (offer.price, offer.read_price),
+            prices: (offer.price, offer.read_price, offer.compute),
             collateral: offer.collateral,
             claim_after_periods: offer.claim_after_periods,
             claim_tried: Mutex::default(),
@@ -219,8 +227,14 @@ impl Earner {
             deals: Mutex::new(deals),
             fresh_bytes: Mutex::new(fresh_bytes),
             wake: Notify::new(),
+            paid: watch::Sender::new(0),
             owners: (0..64).map(|_| Mutex::default()).collect(),
         })
+    }
+
+    /// Changes when a voucher was taken.
+    pub fn paid(&self) -> watch::Receiver<u64> {
+        self.paid.subscribe()
     }
 
     /// Where the shards are.
@@ -257,7 +271,7 @@ impl Earner {
 
     /// Terms that the account `client` can take up.
     pub fn terms(&self, client: PublicKey) -> Signed<Terms> {
-        let (price, read_price) = self.prices;
+        let (price, read_price, compute) = self.prices;
         let free = self.chain.view(|l| l.state().account(&self.account).free);
         let terms = TermsV1 {
             client,
@@ -265,7 +279,7 @@ impl Earner {
             node: self.node_key.public(),
             price,
             read_price,
-            compute: None,
+            compute,
             // Half of what is there, so that strangers who open deals do not lock up all of it.
             collateral: self.collateral.min(Amount(free.unwrap_or_default().0 / 2)),
             expires_s: unix_now_s() + TERMS_LIFE_S,
@@ -478,6 +492,7 @@ impl Earner {
             self.meta.note(batch.put(Table::Deals, &record_key(voucher.deal), &next)).map_err(internal)?;
             crash::point("provider after voucher");
             *record = next;
+            self.paid.send_modify(|taken| *taken += 1);
         }
         Ok(())
     }

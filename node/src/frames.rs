@@ -28,6 +28,12 @@
 //!   Notice                  -> <- Done
 //!   Openings                -> <- Openings
 //!   DialBack                -> <- DialledBack
+//!   Materials               -> <- Holding
+//!   StoreMaterial           -> <- Ready;  bytes -> <- Done
+//!   Order                   -> <- Job
+//!   WatchJob                -> <- Job
+//!   JobBytes                -> <- JobBytes; bytes, <- Done
+//!   CancelJob               -> <- Job
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
@@ -36,9 +42,11 @@ use std::io;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use spare_market::amount::Amount;
 use spare_market::deal::DealId;
 use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
+use spare_market::job::{JobId, Material, Work};
 use spare_market::signed::{NetworkId, SignedBytes};
 use spare_market::standing::{Fault, Place};
 use spare_market::state::{Entry, Key};
@@ -174,6 +182,98 @@ pub enum Request {
         /// The UDP port.
         port: u16,
     },
+    /// Which of these bytes, which jobs of the asker's account need, are here?
+    Materials {
+        /// The bytes, by hash.
+        materials: Vec<Material>,
+    },
+    /// Keep bytes that a job of the asker's account needs. They are dropped some time after the last job that needs them.
+    StoreMaterial {
+        /// The deal under which they are to be used.
+        deal: DealId,
+        /// The bytes.
+        material: Material,
+    },
+    /// Carry out work. The same order again is answered with how its job is.
+    Order {
+        /// The order, signed by the client.
+        order: SignedBytes,
+        /// The work.
+        work: Box<Work>,
+    },
+    /// How a job of the asker's account is, as soon as that is news.
+    WatchJob {
+        /// The job.
+        job: JobId,
+        /// The version that the asker has seen; 0 for none.
+        seen: u64,
+        /// Bytes of standard output that the asker has.
+        stdout_from: u64,
+        /// Bytes of standard error that the asker has.
+        stderr_from: u64,
+    },
+    /// Send bytes that came out of a job of the asker's account.
+    JobBytes {
+        /// The job.
+        job: JobId,
+        /// The bytes: what was printed, an output file, or the list of those.
+        material: Material,
+    },
+    /// Stop a job of the asker's account. What it has cost until then is owed.
+    CancelJob {
+        /// The job.
+        job: JobId,
+    },
+}
+
+/// How a job is, at the provider that runs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobState {
+    /// Changes with everything below.
+    pub version: u64,
+    /// Where it is.
+    pub phase: JobPhase,
+    /// Fuel used so far.
+    pub fuel: u64,
+    /// What it has cost so far, as the provider counts it.
+    pub cost: Amount,
+    /// What was printed to standard output, from where the asker wanted it; as much as fits.
+    pub stdout: Vec<u8>,
+    /// The same of standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// Where a job is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobPhase {
+    /// Entered when the order is taken: it waits for its turn.
+    Waiting {
+        /// Jobs that are to be begun before it.
+        ahead: u32,
+        /// About how long that takes, in seconds, if anything is known of it.
+        wait_s: Option<u32>,
+        /// What it waits for, in words.
+        why: String,
+    },
+    /// Entered when a place is free: its program is compiled, or found among those that were.
+    Compiling,
+    /// Entered when its program begins.
+    Running,
+    /// Entered from running when as much is unpaid as may be: it stands still until a voucher comes.
+    Due,
+    /// Entered when its program has ended, however: the receipt.
+    Ended(SignedBytes),
+    /// Entered when the provider could not carry it out, and why. Only what was counted until then is owed.
+    Failed(String),
+    /// Entered when the client had it stopped.
+    Cancelled,
+}
+
+impl JobPhase {
+    /// Whether nothing changes any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Ended(_) | Self::Failed(_) | Self::Cancelled)
+    }
 }
 
 /// A client tells its provider that what it stores cannot be read, before anything follows from that.
@@ -312,6 +412,13 @@ pub enum Response {
         /// The outcome.
         outcome: Dialled,
     },
+    /// How a job is.
+    Job(Box<JobState>),
+    /// As many bytes of a job follow.
+    JobBytes {
+        /// How many.
+        bytes: u64,
+    },
 }
 
 /// A deal as its provider keeps it.
@@ -394,9 +501,15 @@ pub enum RefusalCode {
     /// A voucher that promises as much is known.
     #[error("stale voucher")]
     StaleVoucher,
-    /// More was read than is paid for.
+    /// More was used than is paid for.
     #[error("payment due")]
     PaymentDue,
+    /// The order or the work cannot be carried out as it is.
+    #[error("bad order")]
+    BadOrder,
+    /// Bytes that the work needs are not here.
+    #[error("materials missing")]
+    MaterialsMissing,
 }
 
 /// A refusal: a stable code and a sentence for a person.
@@ -422,9 +535,8 @@ impl Refusal {
         use RefusalCode::*;
         let blame = match code {
             OtherNetwork | NoAuthority | TooLarge | BadRange | BadIndexEntry | Malformed | NoDeal
-            | Unfunded | BadHead | StaleHead | ForkedHead | BadVoucher | StaleVoucher | PaymentDue => {
-                Blame::Asker
-            }
+            | Unfunded | BadHead | StaleHead | ForkedHead | BadVoucher | StaleVoucher | PaymentDue
+            | BadOrder | MaterialsMissing => Blame::Asker,
             NotAProvider | NoRoom | NotHere | Unavailable | Busy | NotTheMarket => Blame::Answerer,
         };
         let mut detail = detail.into();
@@ -526,6 +638,23 @@ mod tests {
         let dialled = Response::DialledBack { ip: [192, 0, 2, 1].into(), outcome: Dialled::Silent };
         assert_eq!(hex(&encode(&dialled)), "07000000".to_owned() + "1500c000020101");
         // length, variant 0, network, no grant
+        // length, variant 20, deal, hash, bytes as a varint
+        let material = Material { root: Root::from_bytes([0xaa; 32]), bytes: 300 };
+        let store = Request::StoreMaterial { deal: DealId([0xdd; 32]), material };
+        assert_eq!(hex(&encode(&store)), format!("4300000014{}{}ac02", "dd".repeat(32), "aa".repeat(32)));
+        // length, variant 22, version, phase 3 (due), fuel, cost, stdout, no stderr
+        let state = JobState {
+            version: 1,
+            phase: JobPhase::Due,
+            fuel: 2,
+            cost: Amount(3),
+            stdout: vec![0xbb],
+            stderr: vec![],
+        };
+        assert_eq!(
+            hex(&encode(&Response::Job(Box::new(state)))),
+            "08000000".to_owned() + "1601030203" + "01bb00"
+        );
         let hello = Hello::V1 { network: NetworkId([1; 32]), grant: None };
         assert_eq!(hex(&encode(&hello)), format!("2200000000{}00", "01".repeat(32)));
     }

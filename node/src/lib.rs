@@ -7,6 +7,8 @@
 //! get:  recipe -> placement -> fetch k verified shards, fastest first -> decode -> decrypt             get.rs
 //! keep: audit -> voucher -> renew -> top up                                                            keep.rs
 //! earn: terms -> head -> voucher -> redeem                                                             earn.rs
+//! jobs: order -> wait -> compile -> run -> receipt                                                     jobs.rs
+//! job:  match -> fund -> send materials -> order -> watch and pay -> receipt -> check -> fetch         job.rs
 //! ```
 //!
 //! | layer | modules |
@@ -14,7 +16,7 @@
 //! | what users touch | [`api`], [`cli`], [`demo`], [`doctor`], [`config`], [`home`] |
 //! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
 //! | the provider's work | [`answer`], [`earn`], [`shards`], [`scrub`] |
-//! | programs | [`work`] |
+//! | programs | [`work`], [`materials`], [`jobs`] and [`capacity`] for the provider, [`job`] for the client |
 //! | the ledger | [`market`], [`chain`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`reach`], [`asks`] |
 //! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`budget`], [`limits`], [`crash`] |
@@ -23,6 +25,7 @@ pub mod answer;
 pub mod api;
 pub mod asks;
 pub mod budget;
+pub mod capacity;
 pub mod catalog;
 pub mod chain;
 pub mod challenge;
@@ -41,9 +44,12 @@ pub mod frames;
 pub mod get;
 pub mod home;
 pub mod index_log;
+pub mod job;
+pub mod jobs;
 pub mod keep;
 pub mod limits;
 pub mod market;
+pub mod materials;
 pub mod meta;
 pub mod node;
 pub mod peers;

@@ -202,6 +202,37 @@ pub const PUTS_MAX: usize = 4;
 /// Most downloads through the HTTP API at once.
 pub const GETS_MAX: usize = 16;
 
+/// Most jobs of this client that are kept, over or not.
+pub const ORDERS_KEPT_MAX: usize = 10_000;
+/// Most jobs of this client that are under way at once.
+pub const ORDERS_AT_ONCE_MAX: usize = 64;
+/// Bytes of what a running job printed that are kept, of each of both kinds: its end. The whole is there once it is over.
+pub const ORDER_LOG_KEPT_BYTES: usize = 1 << 20;
+/// Most jobs of one client that wait at a provider for their turn.
+pub const JOBS_WAITING_PER_CLIENT_MAX: usize = 128;
+/// Most jobs that wait at a provider, of all clients.
+pub const JOBS_WAITING_MAX: usize = 1024;
+/// Most jobs that are over and that a provider still knows.
+pub const JOBS_KEPT_MAX: usize = 10_000;
+/// How long a provider knows a job that is over, in seconds.
+pub const JOBS_KEPT_S: u64 = 24 * 3600;
+/// How long what came out of a job is not dropped for want of room, in seconds.
+pub const JOB_RESULT_PINNED_S: u64 = 600;
+/// Most bytes of standard output of a job, and of standard error.
+pub const JOB_LOG_MAX_BYTES: u64 = 16 << 20;
+/// Most bytes of what was printed in one answer, of each of both kinds.
+pub const JOB_LOG_PIECE_BYTES: usize = 32 << 10;
+/// Most bytes of a job's inputs together.
+pub const JOB_INPUT_MAX_BYTES: u64 = 1 << 30;
+/// Most materials that are asked about at once: the most that one job needs.
+pub const JOB_MATERIALS_ASKED_MAX: usize = spare_market::job::INPUTS_MAX + 2;
+/// Memory of a job beside its limits and its inputs.
+pub const JOB_OVERHEAD_BYTES: u64 = 64 << 20;
+/// How long an asker for a job's news is kept waiting.
+pub const JOB_WATCH_WAIT: Duration = Duration::from_secs(5);
+/// How long a job stands still for want of payment before it is given up.
+pub const JOB_PAY_WAIT: Duration = Duration::from_secs(120);
+
 /// Most transactions waiting for a block at the market.
 pub const SUBMISSIONS_MAX: usize = 4096;
 /// Bytes of blocks after which an answer takes no more.

@@ -15,6 +15,7 @@
 //! | `standings` | node | what this client holds against a provider |
 //! | `evidence` | name | evidence against providers |
 //! | `notices` | deal | what a client says of its audits, at its provider |
+//! | `jobs` | side, job | a job, as this node keeps it as its client or its provider |
 //! | `ledger` | key | an entry of the ledger's state |
 //! | `blocks` | height | a block of the ledger |
 //! | `state` | name | counters, the network, known asks, this client's own log |
@@ -53,13 +54,14 @@ pub enum Table {
     Standings,
     Evidence,
     Notices,
+    Jobs,
     Ledger,
     Blocks,
     State,
 }
 
 impl Table {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Shards,
         Self::Pending,
         Self::Index,
@@ -73,6 +75,7 @@ impl Table {
         Self::Standings,
         Self::Evidence,
         Self::Notices,
+        Self::Jobs,
         Self::Ledger,
         Self::Blocks,
         Self::State,
@@ -93,6 +96,7 @@ impl Table {
             Self::Standings => "standings",
             Self::Evidence => "evidence",
             Self::Notices => "notices",
+            Self::Jobs => "jobs",
             Self::Ledger => "ledger",
             Self::Blocks => "blocks",
             Self::State => "state",

@@ -12,6 +12,7 @@ use libp2p::{Multiaddr, PeerId};
 use spare_market::ask::{ADDRESS_MAX_BYTES, ADDRESSES_MAX, Ask, AskV1};
 use spare_market::genesis::Genesis;
 use spare_market::grant::Authority;
+use spare_market::job::ComputePrices;
 use spare_market::keys::SigningSecret;
 use spare_market::signed::Signed;
 use spare_market::voucher::AHEAD_MAX;
@@ -19,6 +20,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::answer::Answerer;
 use crate::asks::AskBook;
+use crate::capacity::Capacity;
 use crate::catalog::Catalog;
 use crate::chain::Chain;
 use crate::challenge::{Budget, Challenger};
@@ -30,7 +32,10 @@ use crate::earn::{Earner, Offer};
 use crate::frames::Service;
 use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
+use crate::job::{OpenWorkshop, Orders};
+use crate::jobs::Jobs;
 use crate::market::{Follower, Market, Wallet};
+use crate::materials::Materials;
 use crate::meta::{Batch, Meta, Table};
 use crate::peers::{Credentials, Peers};
 use crate::reach::{How, Reach, is_private};
@@ -39,6 +44,7 @@ use crate::shards::Volume;
 use crate::standings::Standings;
 use crate::transport::{Direct, SendHalf, Traffic, Wire, node_key, peer_id};
 use crate::unix_now_s;
+use crate::work::Workshop;
 
 /// How often a provider repeats its ask.
 const ASK_INTERVAL: Duration = Duration::from_secs(15);
@@ -48,6 +54,9 @@ const ASK_LIFE_S: u64 = 600;
 const TICKET_PROVIDERS_MAX: usize = 12;
 /// How often index copies are brought up to date and garbage is collected.
 const TIDY_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Most bytes of compiled programs that are kept, of all clients.
+const COMPILED_MAX_BYTES: u64 = 4 << 30;
 
 const SETTINGS_KEY: &[u8] = b"settings of the last run";
 
@@ -73,6 +82,12 @@ pub struct Node {
     pub challenger: Arc<Challenger>,
     /// Deals of which it is the provider, if it offers any.
     pub earner: Option<Arc<Earner>>,
+    /// Jobs of others that it runs, if it does.
+    pub jobs: Option<Arc<Jobs>>,
+    /// What it runs them on.
+    pub capacity: Option<Arc<Capacity>>,
+    /// Jobs of its own.
+    pub orders: Arc<Orders>,
     /// Reads stored shards again to find rot, if there are any.
     pub scrub: Option<Arc<Scrub>>,
     /// Bytes over the wire.
@@ -165,6 +180,10 @@ impl Node {
         let catalog = Arc::new(Catalog::new(meta.clone(), logs.clone(), identity.clone()));
         let index_copies = config.client.code.0.parity() + 1;
         let wallet = Arc::new(Wallet::new(market.clone(), peers.clone(), identity.node_key()));
+        let materials = Arc::new(Materials::open(&home.file("materials"), config.compute.room.0)?);
+        let (compiled, slots) = (home.file("compiled"), crate::capacity::slots(&config.compute));
+        let workshop =
+            Arc::new(OpenWorkshop::new(move || Workshop::open(&compiled, COMPILED_MAX_BYTES, slots)));
         let deals = Arc::new(Deals::open(
             &identity,
             meta.clone(),
@@ -185,6 +204,7 @@ impl Node {
         let offer = Offer {
             price: config.provide.price.storage_price(),
             read_price: config.provide.read_price.read_price(),
+            compute: compute_prices(&config)?,
             collateral: config.provide.collateral.0,
             claim_after_periods: config.provide.claim_after.into(),
         };
@@ -192,6 +212,18 @@ impl Node {
             Earner::open(identity.account, identity.node_key(), offer, meta.clone(), chain.clone(), volume)
         };
         let earner = volume.map(open_earner).transpose()?.map(Arc::new);
+        let jobs = open_jobs(&config, &identity, &market, earner.as_ref(), &meta, &materials, &workshop)?;
+        let capacity = jobs.clone().map(|jobs| Arc::new(Capacity::new(jobs)));
+        let orders = Arc::new(Orders::open(
+            identity.network,
+            identity.account,
+            identity.node_key(),
+            vec![market.node],
+            client.clone(),
+            meta.clone(),
+            materials.clone(),
+            workshop.clone(),
+        )?);
         let (rate, days) = (config.provide.scrub_rate.0, config.provide.scrub_days);
         let open_scrub = |earner: &Arc<Earner>| {
             Scrub::new(earner.volume().clone(), meta.clone(), traffic.clone(), rate, days)
@@ -206,7 +238,7 @@ impl Node {
             book.clone(),
             Some(market.clone()),
         );
-        let answerer = Arc::new(answerer.dialling_back(direct.clone()));
+        let answerer = Arc::new(answerer.dialling_back(direct.clone()).running(jobs.clone()));
         let follower = Arc::new(Follower::new(
             market.clone(),
             client.peers.clone(),
@@ -238,6 +270,9 @@ impl Node {
             genesis,
             challenger,
             earner,
+            jobs,
+            capacity,
+            orders,
             scrub,
             traffic,
             addresses,
@@ -263,6 +298,14 @@ impl Node {
             tokio::spawn(node.clone().repeat_ask());
             tokio::spawn(earner.run(node.wallet.clone()));
         }
+        if let (Some(jobs), Some(capacity)) = (node.jobs.clone(), node.capacity.clone()) {
+            tokio::spawn(jobs.run());
+            tokio::task::spawn_blocking(move || match workshop.get() {
+                Ok(workshop) => capacity.measure(&workshop),
+                Err(error) => tracing::error!(%error, "no jobs are offered"),
+            });
+        }
+        node.orders.resume();
         tokio::spawn(node.challenger.clone().run());
         if let Some(scrub) = node.scrub.clone() {
             tokio::spawn(scrub.run());
@@ -351,7 +394,7 @@ impl Node {
             price: self.config.provide.price.storage_price(),
             read_price: self.config.provide.read_price.read_price(),
             region: self.config.node.region.clone(),
-            compute: None,
+            compute: self.capacity.as_ref().and_then(|capacity| capacity.ask()),
             made_s: now_s,
             valid_until_s: now_s + ASK_LIFE_S,
         };
@@ -510,9 +553,52 @@ fn is_loopback(addr: &Multiaddr) -> bool {
     }
 }
 
+/// Prices of jobs, if any are offered.
+fn compute_prices(config: &Config) -> anyhow::Result<Option<ComputePrices>> {
+    if !config.compute.offer {
+        return Ok(None);
+    }
+    Ok(Some(config.compute.prices().map_err(anyhow::Error::msg)?))
+}
+
+/// The provider's jobs, if any are offered, or were.
+fn open_jobs(
+    config: &Config,
+    identity: &Identity,
+    market: &Market,
+    earner: Option<&Arc<Earner>>,
+    meta: &Arc<Meta>,
+    materials: &Arc<Materials>,
+    workshop: &Arc<OpenWorkshop>,
+) -> anyhow::Result<Option<Arc<Jobs>>> {
+    let (Some(prices), Some(earner)) = (compute_prices(config)?, earner) else { return Ok(None) };
+    let workshop =
+        workshop.get().context("compute.offer is on; switch it off to run without jobs of others")?;
+    let verifiers = config.compute.verifiers.iter().map(|key| key.parse()).collect::<Result<Vec<_>, _>>();
+    let mut verifiers = verifiers.context("a verifier in compute.verifiers is not a node key")?;
+    verifiers.push(market.node);
+    let offer = crate::jobs::Offer {
+        prices,
+        slots: crate::capacity::slots(&config.compute),
+        memory_bytes: crate::capacity::memory_bytes(&config.compute),
+        output_bytes: config.compute.output.0,
+        verifiers,
+    };
+    let jobs = Jobs::open(
+        identity.network,
+        identity.node_key(),
+        offer,
+        earner.clone(),
+        meta.clone(),
+        materials.clone(),
+        workshop,
+    )?;
+    Ok(Some(Arc::new(jobs)))
+}
+
 fn open_volume(home: &Home, config: &Config, meta: &Arc<Meta>) -> anyhow::Result<Option<Arc<Volume>>> {
     // Who offers nothing more still serves what was stored.
-    if config.provide.size.0 == 0 && !Volume::is_known_to(meta)? {
+    if config.provide.size.0 == 0 && !config.compute.offer && !Volume::is_known_to(meta)? {
         return Ok(None);
     }
     let dir = match config.provide.dir.as_str() {

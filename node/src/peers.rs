@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use libp2p::Multiaddr;
 use spare_market::deal::DealId;
+use spare_market::hire::Candidate as Hand;
 use spare_market::keys::PublicKey;
 use spare_market::placement::{Candidate, Subnet};
 use spare_market::receipt::Receipt;
@@ -167,6 +168,19 @@ impl Peers {
             operator: if p.ask.operator.is_empty() { p.account.to_string() } else { p.ask.operator },
         };
         providers.into_iter().filter(|p| p.node != self.credentials.node).map(candidate).collect()
+    }
+
+    /// Providers, and what they run jobs on.
+    pub fn hands(&self) -> Vec<Hand> {
+        let compute = |c: &Candidate| self.book.get(&c.node).and_then(|provider| provider.ask.compute);
+        let hand = |c: Candidate| Hand {
+            compute: compute(&c),
+            node: c.node,
+            operator: c.operator,
+            subnet: c.subnet,
+            record: c.record,
+        };
+        self.candidates().into_iter().map(hand).collect()
     }
 
     /// Whether `node` failed within the cool-down.

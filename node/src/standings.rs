@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use spare_market::keys::PublicKey;
 use spare_market::standing::{Fault, Place, Standing};
+use spare_proofs::tree::Root;
 
 use crate::evidence::Evidence;
 use crate::frames::RefusalCode;
@@ -106,6 +107,12 @@ impl Standings {
             tracing::warn!(%node, why, strikes, "a provider {}, again and again: a strike", fault.sentence());
         }
         is_strike
+    }
+
+    /// Notes that `node` signed a wrong result of the work with this hash.
+    pub fn was_wrong(&self, node: &PublicKey, work: [u8; 32], why: &str) {
+        tracing::warn!(%node, why, "a provider {}", Fault::WrongResult.sentence());
+        self.change(node, |standing| standing.was_wrong(unix_now_s(), Root::from_bytes(work), why));
     }
 
     /// Notes that `node` was told what is held against it.

@@ -11,6 +11,7 @@ use spare_market::job::{
 };
 use spare_proofs::encode::to_bytes;
 use spare_sandbox::cache::{Artefact, Cache, CacheError, Found, Key};
+use spare_sandbox::capacity::{self, DetectionFailed, FuelRate, Gpus, MeasureError};
 use spare_sandbox::engine::configuration;
 use spare_sandbox::host::{
     CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError, Workers,
@@ -27,6 +28,9 @@ pub const MODULE_MAX_BYTES: u64 = 128 << 20;
 /// What compiling may use. A module of 69 MB takes half a minute on an ordinary machine.
 const COMPILE_LIMITS: CompileLimits =
     CompileLimits { wall: Duration::from_secs(300), memory_bytes: 6 << 30, artefact_bytes: 1 << 30 };
+/// Has mimalloc, which this program allocates with, take memory from the system as it is needed. At once it takes a GiB, which is more than the limit that
+/// a small program's worker is put under.
+const MEMORY_AS_NEEDED: [&str; 2] = ["MIMALLOC_ARENA_EAGER_COMMIT", "0"];
 /// How long work waits for a worker.
 const PLACE_WAIT: Duration = Duration::from_secs(60);
 
@@ -97,6 +101,7 @@ pub struct Done {
 /// Where work is carried out: workers, and what they compiled.
 pub struct Workshop {
     workers: Workers,
+    command: WorkerCommand,
     cache: Cache,
 }
 
@@ -113,8 +118,29 @@ impl Workshop {
             runners: PoolSize { busy_max: runners, warm: runners },
             place_wait: PLACE_WAIT,
         };
-        let command = WorkerCommand { program: this_program()?, arguments: vec!["worker".into()] };
-        Ok(Self { workers: Workers::new(command, settings)?, cache: Cache::open(cache_dir, cache_bytes)? })
+        let command = WorkerCommand {
+            program: this_program()?,
+            arguments: vec!["worker".into()],
+            environment: vec![MEMORY_AS_NEEDED.map(Into::into).into()],
+        };
+        let workers = Workers::new(command.clone(), settings)?;
+        Ok(Self { workers, command, cache: Cache::open(cache_dir, cache_bytes)? })
+    }
+
+    /// How fast programs run here. Blocks for some seconds.
+    ///
+    /// # Errors
+    /// When workers do not work here.
+    pub fn measure(&self) -> Result<FuelRate, MeasureError> {
+        capacity::measure(&self.workers)
+    }
+
+    /// Graphics processors, looked for in a process of its own. Blocks.
+    ///
+    /// # Errors
+    /// When that process fails.
+    pub fn gpus(&self, within: Duration) -> Result<Gpus, DetectionFailed> {
+        capacity::gpus(&self.command, within)
     }
 
     /// Carries out `work` for `client`, within `wall` from when its program starts. `step` hears how far it is, and may stop it. Blocks.

@@ -327,7 +327,7 @@ fn parent(module: &Path, cache: &Path, arguments: &[&str]) -> ExitCode {
     let settings =
         Settings { compilers: PoolSize { warm: 0, ..size }, runners: size, place_wait: Duration::ZERO };
     let workers = Workers::new(
-        WorkerCommand { program, arguments: arguments.iter().map(Into::into).collect() },
+        WorkerCommand { program, arguments: arguments.iter().map(Into::into).collect(), environment: vec![] },
         settings,
     )
     .expect("a thread starts");

@@ -60,12 +60,12 @@ fn a_driver_that_hangs_or_swells_or_chatters_is_killed() {
 
 #[test]
 fn a_program_that_is_not_there_is_named() {
-    let command = WorkerCommand { program: "/does/not/exist".into(), arguments: vec![] };
+    let command = WorkerCommand { program: "/does/not/exist".into(), arguments: vec![], environment: vec![] };
     let DetectionFailed(error) = capacity::gpus(&command, LONG).unwrap_err();
     assert!(matches!(error, WorkerError::NotStarted(_)), "{error}");
 }
 
 fn gpus(arguments: &[&str], wall: Duration) -> Result<Gpus, DetectionFailed> {
     let arguments = arguments.iter().map(Into::into).collect();
-    capacity::gpus(&WorkerCommand { program: worker(), arguments }, wall)
+    capacity::gpus(&WorkerCommand { program: worker(), arguments, environment: vec![] }, wall)
 }

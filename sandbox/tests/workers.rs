@@ -293,10 +293,10 @@ fn a_compiler_that_lies_about_lengths_is_stopped() {
 
 #[test]
 fn a_worker_that_cannot_start_is_named() {
-    let nowhere = WorkerCommand { program: "/nowhere/at/all".into(), arguments: vec![] };
+    let nowhere = WorkerCommand { program: "/nowhere/at/all".into(), arguments: vec![], environment: vec![] };
     let error = Workers::new(nowhere, settings()).unwrap().walls().unwrap_err();
     assert!(matches!(&error, WorkerError::NotStarted(why) if why.contains("No such file")), "{error}");
-    let silent = WorkerCommand { program: "/bin/false".into(), arguments: vec![] };
+    let silent = WorkerCommand { program: "/bin/false".into(), arguments: vec![], environment: vec![] };
     let error = Workers::new(silent, settings()).unwrap().walls().unwrap_err();
     assert!(matches!(&error, WorkerError::NotStarted(why) if why.contains("exit status: 1")), "{error}");
 }

@@ -34,10 +34,16 @@ impl Cost {
     /// What `request` costs.
     pub(super) fn of(request: &Request) -> Self {
         let (units, is_paid) = match request {
-            Request::Read { .. } | Request::Store { .. } => (2, true),
+            Request::Read { .. } | Request::Store { .. } | Request::StoreMaterial { .. } => (2, true),
+            Request::JobBytes { .. } => (2, true),
+            // Carried out, it costs synced writes, and may cost compiling.
+            Request::Order { .. } => (8, true),
             // Carried out, it costs a synced write and two signatures.
             Request::Head { .. } => (4, true),
             Request::Vouchers { .. } => (2, true),
+            Request::Materials { materials } => (1 + materials.len() as u64 / 16, false),
+            Request::WatchJob { .. } => (1, false),
+            Request::CancelJob { .. } => (4, false),
             Request::Delete { roots } | Request::Holds { roots } => (1 + roots.len() as u64 / 16, false),
             // A synced write.
             Request::IndexAppend { .. } => (8, false),

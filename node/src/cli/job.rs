@@ -1,4 +1,8 @@
-//! `spare job`: programs, run as a provider would run them.
+//! `spare job`: programs, run by providers, or here as a provider would run them.
+
+pub(super) mod manage;
+pub(super) mod map;
+pub(super) mod run;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +15,8 @@ use spare_market::job::{Ended, JobLimits, Material, Work};
 use spare_sandbox::host::Stop;
 use spare_sandbox::run::{Go, Step};
 
-use super::{Context, print};
+use super::{Context, JobCommand, print};
+use crate::api::ended_words;
 use crate::config::Size;
 use crate::work::{Done, Materials, Workshop};
 
@@ -21,7 +26,7 @@ const CACHE_BYTES: u64 = 2 << 30;
 const OWN: [u8; 32] = [0; 32];
 
 /// A program and what it gets.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct ProgramArgs {
     /// The program: a WebAssembly module for WASI preview 1, or a component with wasi:cli/run
     module: PathBuf,
@@ -85,6 +90,28 @@ fn parse_count(text: &str) -> Result<u64, String> {
     digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(wrong)
 }
 
+/// Carries out a command that talks to the node. Returns the exit code.
+pub(super) async fn dispatch(context: &Context, command: JobCommand) -> anyhow::Result<u8> {
+    let done = match command {
+        JobCommand::Run { program, order } => return run::run(context, program, order).await,
+        JobCommand::Logs { job, follow } => return manage::logs(context, job, follow).await,
+        JobCommand::Map(args) => return map::map(context, args).await,
+        JobCommand::Submit { program, order } => run::submit(context, program, order).await,
+        JobCommand::Ls => manage::ls(context).await,
+        JobCommand::Status { job } => manage::status(context, job).await,
+        JobCommand::Output { job, output } => manage::output(context, job, &output).await,
+        JobCommand::Cancel { job } => manage::cancel(context, job).await,
+        JobCommand::Rm { job } => manage::rm(context, job).await,
+        JobCommand::Receipt { job, order, output } => manage::receipt(context, job, order, &output).await,
+        JobCommand::Offers { program, order } => run::offers(context, program, order).await,
+        JobCommand::Work => manage::work(context).await,
+        JobCommand::Try(_) | JobCommand::Verify { .. } => {
+            unreachable!("they need no node, and were done before")
+        }
+    };
+    done.map(|()| 0)
+}
+
 /// What `spare job try` prints as JSON.
 #[derive(Serialize)]
 struct Tried {
@@ -133,7 +160,7 @@ pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u
         );
     }
     if let Some(dir) = &args.output {
-        write_outputs(dir, &done)?;
+        done.outputs.iter().try_for_each(|(path, bytes)| write_output(dir, path, bytes))?;
     }
     let text = say(&done, args.output.as_deref());
     if context.json {
@@ -223,19 +250,15 @@ fn collect(name: &str, path: &Path, files: &mut Vec<(String, PathBuf)>) -> anyho
     Ok(())
 }
 
-fn write_outputs(dir: &Path, done: &Done) -> anyhow::Result<()> {
-    for (path, bytes) in &done.outputs {
-        // The sandbox makes no others; but this is a path from a program.
-        let is_below = path.split('/').all(|name| !name.is_empty() && name != "." && name != "..");
-        ensure!(is_below && !path.contains('\0'), "the program named an output '{path}'");
-        let to = dir.join(path);
-        if let Some(parent) = to.parent() {
-            std::fs::create_dir_all(parent)
-                .with_context(|| format!("{} cannot be made", parent.display()))?;
-        }
-        std::fs::write(&to, bytes).with_context(|| format!("{} cannot be written", to.display()))?;
+fn write_output(dir: &Path, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    // The sandbox makes no others; but this is a path from a program, or from a provider.
+    let is_below = path.split('/').all(|name| !name.is_empty() && name != "." && name != "..");
+    ensure!(is_below && !path.contains('\0'), "the program named an output '{path}'");
+    let to = dir.join(path);
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
     }
-    Ok(())
+    std::fs::write(&to, bytes).with_context(|| format!("{} cannot be written", to.display()))
 }
 
 fn hex(bytes: [u8; 32]) -> String {
@@ -245,7 +268,7 @@ fn hex(bytes: [u8; 32]) -> String {
 fn tried(done: &Done) -> Tried {
     let ran = &done.ran;
     Tried {
-        ended: ended(&ran.ended),
+        ended: ended_words(&ran.ended),
         code: if let Ended::Code(code) = ran.ended { Some(code) } else { None },
         fuel: ran.fuel,
         memory_peak_bytes: ran.memory_peak_bytes,
@@ -268,19 +291,10 @@ fn tried(done: &Done) -> Tried {
     }
 }
 
-fn ended(ended: &Ended) -> String {
-    match ended {
-        Ended::Code(code) => format!("ended with code {code}"),
-        Ended::OutOfFuel => "used all its fuel; allow it more with --fuel".to_owned(),
-        Ended::Trapped(why) => format!("trapped: {why}"),
-        Ended::Refused(why) => format!("was not started: {why}"),
-    }
-}
-
 fn say(done: &Done, output: Option<&Path>) -> String {
     let mut out = String::new();
     let ran = &done.ran;
-    line!(out, "the program {}", ended(&ran.ended));
+    line!(out, "the program {}", ended_words(&ran.ended));
     if done.memory_refused {
         line!(out, "memory could not grow beyond its limit; allow it more with --memory");
     }

@@ -293,6 +293,38 @@ pub(super) async fn status(context: &Context) -> anyhow::Result<()> {
             }
             None => line!(out, "  provider  no; the setting provide.size offers room"),
         }
+        match &s.compute {
+            Some(c) => {
+                let rate = c.fuel_per_s.map_or(String::new(), |rate| format!(", {:.2}G fuel a second each", rate as f64 / 1e9));
+                line!(
+                    out,
+                    "  compute   {}: {} of {} places free, {} of memory{rate}; {} jobs ended, {} failed, {} refused",
+                    c.state,
+                    c.free_slots,
+                    c.slots,
+                    bytes(c.memory_bytes),
+                    c.ended,
+                    c.failed,
+                    c.refused
+                );
+                for gpu in &c.gpus {
+                    line!(
+                        out,
+                        "  gpu       {}, {}, {}; jobs on it are planned",
+                        gpu.name,
+                        bytes(gpu.memory_bytes),
+                        gpu.driver
+                    );
+                }
+                for aside in &c.gpus_set_aside {
+                    line!(out, "  gpu       not offered: {aside}");
+                }
+                for why in &c.why_no_job {
+                    line!(out, "  no jobs   {why}");
+                }
+            }
+            None => line!(out, "  compute   no; the setting compute.offer runs jobs of others"),
+        }
         if let Some(c) = &s.challenger {
             line!(
                 out,

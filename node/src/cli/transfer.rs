@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// Tries of a get that makes no progress in between.
 const GET_TRIES_MAX: usize = 3;
 
-fn progress(context: &Context, total: Option<u64>) -> ProgressBar {
+pub(super) fn progress(context: &Context, total: Option<u64>) -> ProgressBar {
     if context.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -39,8 +39,8 @@ impl Drop for ReadCount<'_> {
 /// What a voucher is to pay for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pay {
-    /// Reading alone: storage is paid for after a good audit.
-    Reads,
+    /// Reading and jobs alone: storage is paid for after a good audit.
+    Used,
     /// Reading alone, which the provider says is due.
     Demanded,
     /// Reading, and storage in all periods that are over.
@@ -95,7 +95,7 @@ impl Deals {
         if unpaid >= PAY_READS_BYTES && cell.turn.try_lock().is_ok() {
             let (deals, cell) = (self.clone(), cell.clone());
             tokio::spawn(async move {
-                if let Err(error) = deals.pay(&cell, Pay::Reads).await {
+                if let Err(error) = deals.pay(&cell, Pay::Used).await {
                     tracing::debug!(node = %cell.node, %error, "a voucher was not taken");
                 }
             });
@@ -211,7 +211,7 @@ impl Deals {
         next.tab.add_read(cell.read_bytes.swap(0, Ordering::Relaxed));
         let sign = |v: VoucherV1| Signed::new(Voucher::V1(v), self.network, &self.node_key).raw().clone();
         let before = match what {
-            Pay::Reads | Pay::Demanded => next.tab.promised_before(),
+            Pay::Used | Pay::Demanded => next.tab.promised_before(),
             Pay::All => period.max(next.tab.promised_before()),
         };
         if what == Pay::All {

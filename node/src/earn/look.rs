@@ -151,7 +151,8 @@ impl Earner {
         let is_dry = is_charged && funding.in_grace && record.tab.left(deal, now) == Amount::ZERO;
         let is_closing = deal.status != Status::Open;
         let idle_since = record.tab.head().map_or(record.redeemed_in, |head| head.head.from);
-        let is_idle = record.tab.bytes() == 0 && now >= idle_since + IDLE_PERIODS;
+        let is_empty = record.tab.bytes() == 0 && record.tab.open_jobs().next().is_none();
+        let is_idle = is_empty && now >= idle_since + IDLE_PERIODS;
         let open = unpaid(record, deal);
         let is_large = open.0 > deal.escrow.0 / 2;
         let is_old = now >= record.redeemed_in + REDEEM_AFTER_PERIODS;

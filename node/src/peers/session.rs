@@ -12,6 +12,7 @@ use spare_market::block::Block;
 use spare_market::deal::DealId;
 use spare_market::head::FullHead;
 use spare_market::index::LogEnd;
+use spare_market::job::{JobId, Material, Work};
 use spare_market::receipt::{ReadAnswer, Transcript};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_market::state::{Entry, Key};
@@ -26,7 +27,8 @@ use tokio::time::timeout;
 use super::{Credentials, FRESH_FOR, PeerError};
 use crate::evidence::SignedRead;
 use crate::frames::{
-    DealState, Dialled, FrameError, Hello, Notice, Request, Response, Service, read_frame, write_frame,
+    DealState, Dialled, FrameError, Hello, JobState, Notice, Request, Response, Service, read_frame,
+    write_frame,
 };
 use crate::limits::{
     ASKS_MAX, ASKS_PER_ANSWER_MAX, BLOCKS_MAX_BYTES, BLOCKS_WAIT, BULK_PIECE_BYTES, DIAL_TIMEOUT,
@@ -466,6 +468,121 @@ impl Session {
         };
         self.in_step = true;
         Ok((ip, outcome))
+    }
+
+    /// Which of `materials` the peer has for jobs of this account.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn has_materials(&mut self, materials: &[Material]) -> Result<Vec<bool>, PeerError> {
+        match self.request(&Request::Materials { materials: materials.to_vec() }).await? {
+            Response::Holding(held) if held.len() == materials.len() => {
+                self.in_step = true;
+                Ok(held)
+            }
+            _ => Err(PeerError::Protocol("another answer than what it has")),
+        }
+    }
+
+    /// Sends bytes that a job needs. `sent` hears how many went out.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn store_material(
+        &mut self,
+        deal: DealId,
+        material: Material,
+        bytes: Bytes,
+        sent: impl Fn(usize),
+    ) -> Result<(), PeerError> {
+        let Response::Ready = self.request(&Request::StoreMaterial { deal, material }).await? else {
+            return Err(PeerError::Protocol("another answer than ready"));
+        };
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(BULK_PIECE_BYTES));
+            let len = piece.len();
+            let sending = timeout(UPLOAD_STALL_TIMEOUT, self.wire.send.write_bytes(piece));
+            sending.await.map_err(|_| PeerError::Stalled)??;
+            sent(len);
+        }
+        in_time(self.wire.send.flush()).await?;
+        let Response::Done = self.response_within(RECEIPT_TIMEOUT).await? else {
+            return Err(PeerError::Protocol("another answer than done"));
+        };
+        self.in_step = true;
+        Ok(())
+    }
+
+    /// Orders work. The same order again is answered with how its job is.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn order(&mut self, order: &SignedBytes, work: &Work) -> Result<JobState, PeerError> {
+        self.in_step = false;
+        let request = Request::Order { order: order.clone(), work: Box::new(work.clone()) };
+        in_time(write_frame(&mut self.wire.send, &request)).await?;
+        // The provider may have to see the deal on the ledger first.
+        let answer = self.response_within(RECEIPT_TIMEOUT).await?;
+        self.job_state(answer)
+    }
+
+    /// How a job is, as soon as that is not what was `seen`, or after a while; with what was printed from the offsets on.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn watch_job(
+        &mut self,
+        job: JobId,
+        seen: u64,
+        stdout_from: u64,
+        stderr_from: u64,
+    ) -> Result<JobState, PeerError> {
+        let answer = self.request(&Request::WatchJob { job, seen, stdout_from, stderr_from }).await?;
+        self.job_state(answer)
+    }
+
+    /// Stops a job.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn cancel_job(&mut self, job: JobId) -> Result<JobState, PeerError> {
+        let answer = self.request(&Request::CancelJob { job }).await?;
+        self.job_state(answer)
+    }
+
+    fn job_state(&mut self, answer: Response) -> Result<JobState, PeerError> {
+        let Response::Job(state) = answer else {
+            return Err(PeerError::Protocol("another answer than how the job is"));
+        };
+        self.in_step = true;
+        Ok(*state)
+    }
+
+    /// Bytes that came out of a job: those that `material` names, and no others.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn job_bytes(&mut self, job: JobId, material: Material) -> Result<Vec<u8>, PeerError> {
+        let Response::JobBytes { bytes: says } = self.request(&Request::JobBytes { job, material }).await?
+        else {
+            return Err(PeerError::Protocol("another answer than bytes of the job"));
+        };
+        if says != material.bytes {
+            return Err(PeerError::Protocol("its bytes have another length"));
+        }
+        let mut bytes = vec![0; says as usize];
+        for piece in bytes.chunks_mut(BULK_PIECE_BYTES) {
+            in_time(self.wire.recv.read_exact(piece)).await?;
+        }
+        let Response::Done = self.response().await? else {
+            return Err(PeerError::Protocol("another end than done"));
+        };
+        self.in_step = true;
+        if Material::of(&bytes) != material {
+            return Err(PeerError::Protocol("its bytes are not those that its receipt names"));
+        }
+        Ok(bytes)
     }
 
     /// Reads entry `seq` of the account's index log at this peer.

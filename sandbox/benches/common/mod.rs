@@ -27,7 +27,8 @@ pub fn workers(busy_max: usize, warm: usize) -> Workers {
     let program = env::current_exe().expect("this is an executable");
     let size = PoolSize { busy_max, warm };
     let settings = Settings { compilers: PoolSize { warm: 0, ..size }, runners: size, place_wait: LONG };
-    Workers::new(WorkerCommand { program, arguments: vec![] }, settings).expect("threads start")
+    Workers::new(WorkerCommand { program, arguments: vec![], environment: vec![] }, settings)
+        .expect("threads start")
 }
 
 /// A module that prints a line.

@@ -21,6 +21,8 @@ pub struct WorkerCommand {
     pub program: PathBuf,
     /// Arguments before that last one.
     pub arguments: Vec<OsString>,
+    /// Environment variables. It has no others but those that its role needs.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// A process that was started here, until it has been reaped.
@@ -50,6 +52,7 @@ impl Child {
             .args(&command.arguments)
             .arg(role)
             .env_clear()
+            .envs(command.environment.iter().map(|(name, value)| (name, value)))
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))

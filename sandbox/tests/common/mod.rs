@@ -52,7 +52,9 @@ impl Marked {
     pub fn with(arguments: &[&str], settings: Settings) -> Self {
         let mark = new_mark();
         let arguments = arguments.iter().copied().chain([mark.as_str()]).map(Into::into).collect();
-        let workers = Workers::new(WorkerCommand { program: worker(), arguments }, settings).unwrap();
+        let workers =
+            Workers::new(WorkerCommand { program: worker(), arguments, environment: vec![] }, settings)
+                .unwrap();
         Self { workers, mark }
     }
 

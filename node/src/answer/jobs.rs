@@ -1,0 +1,171 @@
+//! Answering about jobs.
+
+use std::sync::Arc;
+
+use spare_market::deal::DealId;
+use spare_market::grant::{Authority, Scope};
+use spare_market::job::{JobId, Material, Work};
+use spare_market::keys::PublicKey;
+use spare_market::signed::SignedBytes;
+
+use super::{Answerer, SessionEnd, account, drain, fill, is_unfunded, send_bulk, within};
+use crate::frames::{Refusal, RefusalCode, Response, write_frame};
+use crate::jobs::{Jobs, refusal_of};
+use crate::limits::{
+    BULK_PIECE_BYTES, JOB_INPUT_MAX_BYTES, JOB_MATERIALS_ASKED_MAX, STALL_TIMEOUT, bulk_timeout,
+};
+use crate::transport::Wire;
+
+impl Answerer {
+    /// The account the peer may act for in `scope`, and the jobs of this node.
+    fn compute(
+        &self,
+        authority: Option<&Authority>,
+        scope: Scope,
+    ) -> Result<(PublicKey, Arc<Jobs>), Refusal> {
+        let account = account(authority, scope)?;
+        let none = || Refusal::new(RefusalCode::NotAProvider, "this node runs no jobs");
+        Ok((account, self.jobs.clone().ok_or_else(none)?))
+    }
+
+    /// Asks about jobs, in a thread that may block.
+    pub(super) async fn asking_jobs(
+        &self,
+        authority: Option<&Authority>,
+        scope: Scope,
+        ask: impl FnOnce(&Jobs, PublicKey) -> Result<Response, Refusal> + Send + 'static,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let (owner, jobs) = match self.compute(authority, scope) {
+            Ok(found) => found,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        Ok(tokio::task::spawn_blocking(move || ask(&jobs, owner)).await?)
+    }
+
+    pub(super) fn materials(
+        &self,
+        authority: Option<&Authority>,
+        materials: &[Material],
+    ) -> Result<Response, Refusal> {
+        let (owner, jobs) = self.compute(authority, Scope::Read)?;
+        if materials.len() > JOB_MATERIALS_ASKED_MAX {
+            let why = format!("at most {JOB_MATERIALS_ASKED_MAX} at once");
+            return Err(Refusal::new(RefusalCode::TooLarge, why));
+        }
+        Ok(Response::Holding(
+            materials.iter().map(|material| jobs.materials().has(&owner, material)).collect(),
+        ))
+    }
+
+    /// Takes bytes that a job needs. What follows `Ready` is always consumed, so that the session stays in step.
+    pub(super) async fn store_material(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        deal: DealId,
+        material: Material,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let (owner, jobs) = match self.compute(authority, Scope::Store) {
+            Ok(found) => found,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if material.bytes > JOB_INPUT_MAX_BYTES {
+            let why = format!("a job's inputs have {JOB_INPUT_MAX_BYTES} bytes at most");
+            return Ok(Err(Refusal::new(RefusalCode::TooLarge, why)));
+        }
+        if let Some(earner) = &self.earner {
+            earner.await_deal(deal).await;
+        }
+        let begin = move || {
+            jobs.check_deal(&owner, deal)?;
+            jobs.materials().begin(owner, material).map_err(|error| refusal_of(&error))
+        };
+        let mut incoming = match tokio::task::spawn_blocking(begin).await? {
+            Ok(incoming) => incoming,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        wire.expect_bulk();
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Ready)).await?;
+        let receive = async {
+            let mut left = material.bytes as usize;
+            while left > 0 {
+                let mut piece = vec![0; left.min(BULK_PIECE_BYTES)];
+                fill(wire, &mut piece).await?;
+                left -= piece.len();
+                let write = move || incoming.write(&piece).map(|()| incoming);
+                incoming = match tokio::task::spawn_blocking(write).await? {
+                    Ok(incoming) => incoming,
+                    Err(error) => {
+                        drain(wire, left).await?;
+                        return Ok::<_, SessionEnd>(Err(error));
+                    }
+                };
+            }
+            Ok(Ok(incoming))
+        };
+        let received = within(bulk_timeout(material.bytes), receive).await?;
+        let kept = match received {
+            Ok(incoming) => tokio::task::spawn_blocking(move || incoming.keep()).await?,
+            Err(error) => Err(error),
+        };
+        Ok(kept.map(|()| Response::Done).map_err(|error| refusal_of(&error)))
+    }
+
+    pub(super) async fn order(
+        &self,
+        authority: Option<&Authority>,
+        order: SignedBytes,
+        work: Box<Work>,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let take = || {
+            let (order, work) = (order.clone(), (*work).clone());
+            self.asking_jobs(authority, Scope::Store, move |jobs, owner| {
+                jobs.order(&owner, order, work).map(|state| Response::Job(Box::new(state)))
+            })
+        };
+        let taken = take().await?;
+        if !is_unfunded(&taken) {
+            return Ok(taken);
+        }
+        // The asker may see a block that has not arrived here.
+        if let Some(earner) = &self.earner {
+            earner.await_block().await;
+        }
+        take().await
+    }
+
+    pub(super) async fn watch_job(
+        &self,
+        authority: Option<&Authority>,
+        job: JobId,
+        seen: u64,
+        stdout_from: u64,
+        stderr_from: u64,
+    ) -> Result<Response, Refusal> {
+        let (owner, jobs) = self.compute(authority, Scope::Read)?;
+        let state = jobs.watch(&owner, job, seen, stdout_from, stderr_from).await?;
+        Ok(Response::Job(Box::new(state)))
+    }
+
+    /// Sends bytes that came out of a job.
+    pub(super) async fn job_bytes(
+        &self,
+        wire: &mut Wire,
+        authority: Option<&Authority>,
+        job: JobId,
+        material: Material,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let (owner, jobs) = match self.compute(authority, Scope::Read) {
+            Ok(found) => found,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let read = tokio::task::spawn_blocking(move || jobs.bytes(&owner, &job, &material)).await?;
+        match read {
+            Ok(bytes) => {
+                send_bulk(wire, &Response::JobBytes { bytes: bytes.len() as u64 }, &bytes).await?;
+                Ok(Ok(Response::Done))
+            }
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+}
