@@ -28,7 +28,7 @@ pub struct Candidate {
 }
 
 /// What is to be run, and for how much.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish<'a> {
     /// Providers needed, each of which runs it.
     pub providers: usize,

@@ -34,6 +34,7 @@ use crate::frames::{
 };
 use crate::index_log::IndexLogs;
 use crate::jobs::Jobs;
+use crate::judge::Judge;
 use crate::limits::{
     BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, OPENINGS,
     READS_MAX, READS_PER_PEER_MAX, READS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
@@ -86,6 +87,7 @@ pub struct Answerer {
     grant: SignedBytes,
     earner: Option<Arc<Earner>>,
     jobs: Option<Arc<Jobs>>,
+    judge: Option<Arc<Judge>>,
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
     market: Option<Arc<Market>>,
@@ -131,6 +133,7 @@ impl Answerer {
             grant,
             earner,
             jobs: None,
+            judge: None,
             logs,
             book,
             market,
@@ -160,10 +163,10 @@ impl Answerer {
         Self { dial_back: Some(DialBack::new(direct)), ..self }
     }
 
-    /// Has it answer about jobs as well.
+    /// Has it answer about jobs and about disputes as well.
     #[must_use]
-    pub fn running(self, jobs: Option<Arc<Jobs>>) -> Self {
-        Self { jobs, ..self }
+    pub fn running(self, jobs: Option<Arc<Jobs>>, judge: Option<Arc<Judge>>) -> Self {
+        Self { jobs, judge, ..self }
     }
 
     /// Serves one stream until the peer hangs up or breaks a rule.
@@ -310,6 +313,7 @@ impl Answerer {
                 self.watch_job(authority, job, seen, stdout_from, stderr_from).await
             }
             Request::JobBytes { job, material } => self.job_bytes(wire, authority, job, material).await?,
+            Request::Case { job, work } => self.case(authority, job, *work).await?,
             Request::CancelJob { job } => {
                 self.asking_jobs(authority, Scope::Store, move |jobs, owner| {
                     jobs.cancel(&owner, &job).map(|state| Response::Job(Box::new(state)))

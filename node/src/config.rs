@@ -126,7 +126,7 @@ pub struct ComputeConfig {
     pub room: Size,
     /// Price of starting jobs, in credits per 1000.
     pub start_price: Credits,
-    /// Price of running, in credits per 10^12 fuel, which is some twenty minutes of a processor core.
+    /// Price of running, in credits per 10^12 fuel, which take minutes of a processor core.
     pub fuel_price: Credits,
     /// Price of memory that a job may use, in credits per GiB and 10^12 fuel.
     pub memory_price: Credits,
@@ -134,6 +134,8 @@ pub struct ComputeConfig {
     pub output_price: Credits,
     /// Node keys of verifiers, beside the market's node, that decide when a client says that a result is wrong.
     pub verifiers: Vec<String>,
+    /// Whether this node judges disputes that name it, for a fee. The market's node always does.
+    pub verify: bool,
 }
 
 impl ComputeConfig {
@@ -233,6 +235,7 @@ impl Default for Config {
                 memory_price: Credits(Amount(PICO_PER_CREDIT / 500)),
                 output_price: Credits(Amount(PICO_PER_CREDIT)),
                 verifiers: Vec::new(),
+                verify: false,
             },
             client: ClientConfig {
                 code: Code(Geometry::new(4, 8).expect("4+8 is a code")),

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
 use spare_market::deal::{Deal, DealId, Status, TermsV1};
+use spare_market::dispute::Stage;
 use spare_market::genesis::Genesis;
 use spare_market::head::{AnchoredHead, FullHead};
 use spare_market::keys::{PublicKey, SigningSecret};
@@ -431,7 +432,15 @@ impl Deals {
         })?;
         actions.extend(overdue.into_iter().map(|challenger| Action::Forfeit { deal: cell.id, challenger }));
         let ticks = self.chain.view(|l| l.state().totals().ticks)?;
-        if deal.can_be_settled(ticks, unix_now_s()) {
+        let disputes = self.chain.view(|l| {
+            let tick = l.state().totals().ticks;
+            let open = l.state().disputes_of(&cell.id).filter(|(_, dispute)| dispute.is_open());
+            open.map(|(job, dispute)| (job, dispute.stage(tick) == Stage::Due)).collect::<Vec<_>>()
+        })?;
+        actions.extend(
+            disputes.iter().filter(|(_, is_due)| *is_due).map(|(job, _)| Action::Decide { job: *job }),
+        );
+        if deal.can_be_settled(ticks, unix_now_s()) && disputes.is_empty() {
             actions.push(Action::Settle { deal: cell.id });
         }
         for taken in self.wallet.send_all(actions).await {

@@ -34,6 +34,7 @@
 //!   WatchJob                -> <- Job
 //!   JobBytes                -> <- JobBytes; bytes, <- Done
 //!   CancelJob               -> <- Job
+//!   Case                    -> <- Holding
 //! ```
 //!
 //! Any answer may be `Refused` instead; the session then goes on, except after bulk bytes were cut short.
@@ -223,6 +224,13 @@ pub enum Request {
     CancelJob {
         /// The job.
         job: JobId,
+    },
+    /// Judge a disputed job of the asker's account. Says which of the work's bytes are here.
+    Case {
+        /// The job.
+        job: JobId,
+        /// Its work.
+        work: Box<Work>,
     },
 }
 

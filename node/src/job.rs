@@ -8,6 +8,7 @@
 //! **Non-goals.** Hiding work from those who run it: they see module, inputs and outputs.
 
 mod check;
+mod dispute;
 mod follow;
 mod record;
 
@@ -16,20 +17,24 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spare_market::amount::Amount;
+use spare_market::dispute::DISPUTE_WINDOW_S;
 use spare_market::hire::{Candidate, Passed, Wish, choose, why_passed};
 use spare_market::job::{Order, OrderV1, WorkError};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed};
 use tokio::sync::Semaphore;
 
+use crate::chain::Chain;
 use crate::client::Client;
 use crate::deals::{DealError, Hire};
 use crate::limits::{ORDERS_AT_ONCE_MAX, ORDERS_KEPT_MAX};
+use crate::market::Wallet;
 use crate::materials::{MaterialError, Materials};
 use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::unix_now_s;
 use crate::work::Workshop;
 
+pub(crate) use check::rerun;
 pub use check::{Bundle, BundleError, Verdict};
 use record::{Attempt, Record};
 pub use record::{Checked, CheckedBy, Job, JobKey, Outcome, Spec, Stage, View};
@@ -42,8 +47,6 @@ const BEGIN_WITHIN_S: u64 = 3600;
 const FAILED_ORDERS_MAX: usize = 6;
 /// How long providers are looked for when none is known.
 const LOOK_FOR: Duration = Duration::from_secs(10);
-/// How long a result can be disputed, beside the time that the job takes.
-const DISPUTABLE_S: u64 = 24 * 3600;
 
 /// Why a job cannot be taken on.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +85,8 @@ pub struct Orders {
     /// Who is asked when results differ.
     verifiers: Vec<PublicKey>,
     client: Arc<Client>,
+    chain: Arc<Chain>,
+    wallet: Arc<Wallet>,
     meta: Arc<Meta>,
     materials: Arc<Materials>,
     workshop: Arc<OpenWorkshop>,
@@ -133,6 +138,7 @@ impl Orders {
         node_key: SigningSecret,
         verifiers: Vec<PublicKey>,
         client: Arc<Client>,
+        (chain, wallet): (Arc<Chain>, Arc<Wallet>),
         meta: Arc<Meta>,
         materials: Arc<Materials>,
         workshop: Arc<OpenWorkshop>,
@@ -149,6 +155,8 @@ impl Orders {
             node_key,
             verifiers,
             client,
+            chain,
+            wallet,
             meta,
             materials,
             workshop,
@@ -164,6 +172,10 @@ impl Orders {
     /// Goes on with the jobs that are not over.
     pub fn resume(self: &Arc<Self>) {
         for job in self.all() {
+            // What was found out before this node was stopped may not have gone to the ledger.
+            for (at, finding) in job.open_disputes() {
+                self.dispute(&job, at, finding);
+            }
             if job.outcome().is_none() {
                 self.start(job);
             }
@@ -263,7 +275,7 @@ impl Orders {
     }
 
     /// Everything that happens to a job, one step after the other.
-    async fn carry_through(&self, job: &Arc<Job>) -> Outcome {
+    async fn carry_through(self: &Arc<Self>, job: &Arc<Job>) -> Outcome {
         if let Err(why) = self.order_and_follow(job).await {
             return Outcome::Failed(why);
         }
@@ -355,12 +367,16 @@ impl Orders {
         let open: Vec<Candidate> =
             open.into_iter().filter(|c| may(c) && !failures.contains_key(&c.node)).collect();
         choose(&open, &taken, &wish, &rand::random()).map_err(|error| {
+            // As many as there can be, to show who is in whose way.
+            let fewer = Wish { providers: error.found, ..wish };
+            let chosen = choose(&open, &taken, &fewer, &rand::random()).unwrap_or_default();
+            let chosen = [taken, chosen].concat();
             let reasons = candidates.iter().map(|c| {
-                let why = match why_passed(c, &[], &wish) {
+                let why = match why_passed(c, &chosen, &wish) {
                     _ if failures.contains_key(&c.node) => format!("failed: {}", failures[&c.node]),
                     _ if !may(c) => "not the one asked for".to_owned(),
                     Some(passed) => words(&passed),
-                    None => "chosen".to_owned(),
+                    None => "can run it".to_owned(),
                 };
                 format!("{} ({}): {why}", short(&c.node), c.operator)
             });
@@ -395,7 +411,7 @@ impl Orders {
             cost_max: spec.cost_max,
             penalty,
             is_secured: spec.is_secured,
-            disputable_until_s: begin_by_s + DISPUTABLE_S,
+            disputable_until_s: begin_by_s + DISPUTE_WINDOW_S,
         };
         let sign = |deal, penalty| {
             let order = OrderV1 {

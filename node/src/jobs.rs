@@ -40,7 +40,8 @@ use entry::Entry;
 use queue::Queue;
 pub(crate) use turn::wall;
 
-const KEY_PREFIX: &[u8] = b"provider ";
+/// What the keys of a provider's jobs begin with.
+pub const KEY_PREFIX: &[u8] = b"provider ";
 
 /// What a provider runs jobs on, and for how much.
 #[derive(Debug, Clone)]
@@ -57,23 +58,28 @@ pub struct Offer {
     pub verifiers: Vec<PublicKey>,
 }
 
-/// A job as it is kept.
+/// A job as it is kept, under `provider ` and its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-enum Record {
+pub enum Record {
     /// The first version.
     V1 {
+        /// Whose it is.
         client: PublicKey,
+        /// The order, signed by the client.
         order: SignedBytes,
+        /// The work.
         work: Work,
         /// Unix time in seconds at which the order was taken.
         taken_s: u64,
+        /// How it ended, if it has.
         over: Option<Over>,
     },
 }
 
-/// How a job ended.
+/// How a job ended, and the unix time in seconds at which it did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-enum Over {
+#[allow(missing_docs, reason = "each is one phase of the protocol's")]
+pub enum Over {
     Ended { receipt: SignedBytes, at_s: u64 },
     Failed { why: String, at_s: u64 },
     Cancelled { at_s: u64 },

@@ -8,6 +8,7 @@
 //! keep: audit -> voucher -> renew -> top up                                                            keep.rs
 //! earn: terms -> head -> voucher -> redeem                                                             earn.rs
 //! jobs: order -> wait -> compile -> run -> receipt                                                     jobs.rs
+//! judge: case -> run again -> commit -> reveal                                                         judge.rs
 //! job:  match -> fund -> send materials -> order -> watch and pay -> receipt -> check -> fetch         job.rs
 //! ```
 //!
@@ -16,7 +17,7 @@
 //! | what users touch | [`api`], [`cli`], [`demo`], [`doctor`], [`config`], [`home`] |
 //! | the client's work | [`put`], [`get`], [`keep`], [`recover`], [`catalog`], [`deals`], [`client`] |
 //! | the provider's work | [`answer`], [`earn`], [`shards`], [`scrub`] |
-//! | programs | [`work`], [`materials`], [`jobs`] and [`capacity`] for the provider, [`job`] for the client |
+//! | programs | [`work`], [`materials`], [`jobs`] and [`capacity`] for the provider, [`job`] for the client, [`judge`] for verifiers |
 //! | the ledger | [`market`], [`chain`] |
 //! | between peers | [`frames`], [`peers`], [`transport`], [`discover`], [`reach`], [`asks`] |
 //! | underneath | [`meta`], [`sets`], [`index_log`], [`direct_io`], [`budget`], [`limits`], [`crash`] |
@@ -46,6 +47,7 @@ pub mod home;
 pub mod index_log;
 pub mod job;
 pub mod jobs;
+pub mod judge;
 pub mod keep;
 pub mod limits;
 pub mod market;

@@ -34,6 +34,7 @@ use crate::home::{Home, HomeLock, Identity, Ticket};
 use crate::index_log::IndexLogs;
 use crate::job::{OpenWorkshop, Orders};
 use crate::jobs::Jobs;
+use crate::judge::Judge;
 use crate::market::{Follower, Market, Wallet};
 use crate::materials::Materials;
 use crate::meta::{Batch, Meta, Table};
@@ -220,10 +221,17 @@ impl Node {
             identity.node_key(),
             vec![market.node],
             client.clone(),
+            (chain.clone(), wallet.clone()),
             meta.clone(),
             materials.clone(),
             workshop.clone(),
         )?);
+        let is_verifier = config.compute.verify || market.is_here();
+        let open_judge = || {
+            let (chain, wallet, meta) = (chain.clone(), wallet.clone(), meta.clone());
+            Judge::open(node, chain, wallet, meta, materials.clone(), workshop.clone()).map(Arc::new)
+        };
+        let judge = is_verifier.then(open_judge).transpose()?;
         let (rate, days) = (config.provide.scrub_rate.0, config.provide.scrub_days);
         let open_scrub = |earner: &Arc<Earner>| {
             Scrub::new(earner.volume().clone(), meta.clone(), traffic.clone(), rate, days)
@@ -238,7 +246,7 @@ impl Node {
             book.clone(),
             Some(market.clone()),
         );
-        let answerer = Arc::new(answerer.dialling_back(direct.clone()).running(jobs.clone()));
+        let answerer = Arc::new(answerer.dialling_back(direct.clone()).running(jobs.clone(), judge.clone()));
         let follower = Arc::new(Follower::new(
             market.clone(),
             client.peers.clone(),
@@ -306,6 +314,9 @@ impl Node {
             });
         }
         node.orders.resume();
+        if let Some(judge) = judge {
+            tokio::spawn(judge.run());
+        }
         tokio::spawn(node.challenger.clone().run());
         if let Some(scrub) = node.scrub.clone() {
             tokio::spawn(scrub.run());

@@ -10,11 +10,12 @@ use spare_market::job::{
     Ended, JobLimits, Material, Outputs, PATH_MAX_BYTES, REASON_MAX_BYTES, Ran, Work, WorkError,
 };
 use spare_proofs::encode::to_bytes;
-use spare_sandbox::cache::{Artefact, Cache, CacheError, Found, Key};
+use spare_sandbox::cache::{Cache, CacheError};
 use spare_sandbox::capacity::{self, DetectionFailed, FuelRate, Gpus, MeasureError};
 use spare_sandbox::engine::configuration;
 use spare_sandbox::host::{
-    CompileFailure, CompileLimits, PoolSize, Settings, Stop, WorkerCommand, WorkerError, Workers,
+    CompileFailure, CompileLimits, Compiled, CompiledError, PoolSize, Settings, Stop, WorkerCommand,
+    WorkerError, Workers,
 };
 use spare_sandbox::jail;
 use spare_sandbox::run::{Go, Step};
@@ -49,18 +50,18 @@ pub enum WorkFailure {
     /// The module is too long.
     #[error("the module has {0} bytes, {MODULE_MAX_BYTES} are the most")]
     ModuleTooLong(u64),
-    /// The module was not compiled.
+    /// The module was not compiled, or what it was compiled to could not be kept.
     #[error("the module was not compiled: {0}")]
-    Compile(CompileFailure),
-    /// The cache of compiled modules failed.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
+    Compile(#[from] CompiledError),
     /// The worker failed.
     #[error("the program was not run to its end: {0}")]
     Worker(WorkerError),
     /// It was stopped.
     #[error("it was stopped")]
     Stopped,
+    /// The cache of compiled modules cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The system refused something.
     #[error("workers could not be started: {0}")]
     Start(#[from] std::io::Error),
@@ -158,30 +159,21 @@ impl Workshop {
     ) -> Result<Done, WorkFailure> {
         work.check()?;
         check_materials(work, &materials)?;
-        let (artefact, compiled_in) = self.compiled(client, &materials.module, stop)?;
+        let Compiled { artefact, took: compiled_in, was_rotten } =
+            match self.workers.compiled(&self.cache, client, &materials.module, &COMPILE_LIMITS, stop) {
+                // What is no program is none anywhere: that is what comes out.
+                Err(CompiledError::Compile(CompileFailure::Refused(why))) => {
+                    return done(work, refused(why), None, Duration::ZERO);
+                }
+                compiled => compiled?,
+            };
+        if was_rotten {
+            tracing::error!("a compiled program had changed on disk; it was compiled again");
+        }
         let started = Instant::now();
         let outcome = self.workers.run(&artefact, &task(work, materials), wall, stop, step);
         let outcome = outcome.map_err(WorkFailure::Worker)?;
         done(work, outcome, compiled_in, started.elapsed())
-    }
-
-    /// The module, compiled now or before, and how long that took now.
-    fn compiled(
-        &self,
-        client: &Client,
-        module: &[u8],
-        stop: &Stop,
-    ) -> Result<(Artefact, Option<Duration>), WorkFailure> {
-        let key = Key::of(module);
-        match self.cache.get(client, key)? {
-            Found::Artefact(artefact) => return Ok((artefact, None)),
-            Found::Rotten => tracing::error!("a compiled program changed on disk; it is compiled again"),
-            Found::Nothing => {}
-        }
-        let started = Instant::now();
-        let mut new = self.cache.begin(client)?;
-        self.workers.compile(module, &COMPILE_LIMITS, stop, &mut new).map_err(WorkFailure::Compile)?;
-        Ok((new.keep(key)?, Some(started.elapsed())))
     }
 }
 
@@ -219,6 +211,21 @@ fn task(work: &Work, materials: Materials) -> Task {
         seed: work.seed,
         starts_at_s: work.starts_at_s,
         determinism: if work.is_deterministic { Determinism::Deterministic } else { Determinism::Free },
+    }
+}
+
+/// The outcome of what is no program.
+fn refused(why: String) -> Outcome {
+    Outcome {
+        exit: Exit::Refused(why),
+        fuel: 0,
+        memory_peak_bytes: 0,
+        memory_refused: false,
+        output_refused: false,
+        stdout: Vec::new(),
+        stderr: Vec::new(),
+        log_cut: false,
+        outputs: Vec::new(),
     }
 }
 

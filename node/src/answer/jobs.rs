@@ -16,6 +16,10 @@ use crate::limits::{
 };
 use crate::transport::Wire;
 
+fn no_jobs() -> Refusal {
+    Refusal::new(RefusalCode::NotAProvider, "this node runs no jobs")
+}
+
 impl Answerer {
     /// The account the peer may act for in `scope`, and the jobs of this node.
     fn compute(
@@ -24,8 +28,7 @@ impl Answerer {
         scope: Scope,
     ) -> Result<(PublicKey, Arc<Jobs>), Refusal> {
         let account = account(authority, scope)?;
-        let none = || Refusal::new(RefusalCode::NotAProvider, "this node runs no jobs");
-        Ok((account, self.jobs.clone().ok_or_else(none)?))
+        Ok((account, self.jobs.clone().ok_or_else(no_jobs)?))
     }
 
     /// Asks about jobs, in a thread that may block.
@@ -65,8 +68,8 @@ impl Answerer {
         deal: DealId,
         material: Material,
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let (owner, jobs) = match self.compute(authority, Scope::Store) {
-            Ok(found) => found,
+        let owner = match account(authority, Scope::Store) {
+            Ok(owner) => owner,
             Err(refusal) => return Ok(Err(refusal)),
         };
         if material.bytes > JOB_INPUT_MAX_BYTES {
@@ -76,9 +79,16 @@ impl Answerer {
         if let Some(earner) = &self.earner {
             earner.await_deal(deal).await;
         }
+        let (jobs, judge) = (self.jobs.clone(), self.judge.clone());
         let begin = move || {
-            jobs.check_deal(&owner, deal)?;
-            jobs.materials().begin(owner, material).map_err(|error| refusal_of(&error))
+            // Under a deal with this node they are for a job, under another for a case.
+            let under_deal = jobs.as_ref().map_or(Err(no_jobs()), |jobs| jobs.check_deal(&owner, deal));
+            let materials = match (under_deal, &jobs, &judge) {
+                (Ok(()), Some(jobs), _) => jobs.materials(),
+                (Err(_), _, Some(judge)) if judge.admit(&owner, deal).is_ok() => judge.materials(),
+                (under_deal, ..) => return under_deal.and(Err(no_jobs())),
+            };
+            materials.begin(owner, material).map_err(|error| refusal_of(&error))
         };
         let mut incoming = match tokio::task::spawn_blocking(begin).await? {
             Ok(incoming) => incoming,
@@ -132,6 +142,25 @@ impl Answerer {
             earner.await_block().await;
         }
         take().await
+    }
+
+    /// Takes a case to judge.
+    pub(super) async fn case(
+        &self,
+        authority: Option<&Authority>,
+        job: JobId,
+        work: Work,
+    ) -> Result<Result<Response, Refusal>, SessionEnd> {
+        let party = match account(authority, Scope::Store) {
+            Ok(party) => party,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let Some(judge) = self.judge.clone() else {
+            let why = "this node judges no disputes";
+            return Ok(Err(Refusal::new(RefusalCode::NotAProvider, why)));
+        };
+        let take = move || judge.take(&party, job, work).map(Response::Holding);
+        Ok(tokio::task::spawn_blocking(take).await?)
     }
 
     pub(super) async fn watch_job(

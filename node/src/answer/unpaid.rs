@@ -43,7 +43,7 @@ impl Cost {
             Request::Vouchers { .. } => (2, true),
             Request::Materials { materials } => (1 + materials.len() as u64 / 16, false),
             Request::WatchJob { .. } => (1, false),
-            Request::CancelJob { .. } => (4, false),
+            Request::CancelJob { .. } | Request::Case { .. } => (4, false),
             Request::Delete { roots } | Request::Holds { roots } => (1 + roots.len() as u64 / 16, false),
             // A synced write.
             Request::IndexAppend { .. } => (8, false),

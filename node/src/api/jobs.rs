@@ -131,6 +131,8 @@ pub struct OrderInfo {
     pub failed: Option<String>,
     /// Whether the provider signed a wrong result.
     pub wrong: bool,
+    /// How the dispute about it on the ledger stands, if there is one.
+    pub dispute: Option<String>,
 }
 
 /// A job of this node. Amounts are decimal text, in credits.
@@ -425,6 +427,7 @@ fn info(node: &Node, job: &Job) -> JobInfo {
             result,
             failed,
             wrong: wrong.contains(&(at as u32)),
+            dispute: node.orders.dispute_words(&id),
         }
     };
     let now_ms = std::time::SystemTime::now()

@@ -188,7 +188,8 @@ impl Earner {
             Status::Closing { .. } => {
                 actions.extend(newer.map(|head| Action::Anchor { head }));
                 let ticks = self.chain.view(|l: &Ledger| l.state().totals().ticks)?;
-                if deal.can_be_settled(ticks, unix_now_s()) {
+                let is_disputed = self.chain.view(|l: &Ledger| l.state().is_disputed(&id))?;
+                if deal.can_be_settled(ticks, unix_now_s()) && !is_disputed {
                     actions.push(Action::Settle { deal: id });
                 }
             }

@@ -30,7 +30,7 @@ pub(super) enum JobResult {
 impl Orders {
     /// Compares the results of all orders, and runs the work again if that is drawn or they differ. Whoever signed another result than is right is held to
     /// it.
-    pub(super) async fn check(&self, job: &Arc<Job>) -> Result<JobResult, String> {
+    pub(super) async fn check(self: &Arc<Self>, job: &Arc<Job>) -> Result<JobResult, String> {
         let receipts = job.receipts();
         let spec = job.spec();
         let (first_at, _, first) = receipts.first().cloned().ok_or("nobody ran it")?;
@@ -69,7 +69,7 @@ impl Orders {
     }
 
     /// Results differ, and this node cannot run the work: what enough providers agree on is taken for right.
-    async fn decide_by_number(&self, job: &Arc<Job>, why: &str) -> Result<JobResult, String> {
+    async fn decide_by_number(self: &Arc<Self>, job: &Arc<Job>, why: &str) -> Result<JobResult, String> {
         let receipts = job.receipts();
         let agreeing = |hash: [u8; 32]| receipts.iter().filter(|(_, _, ran)| ran.hash() == hash).count();
         let best = receipts.iter().max_by_key(|(_, _, ran)| agreeing(ran.hash()));
@@ -86,7 +86,12 @@ impl Orders {
     }
 
     /// Has another provider run the work, and compares.
-    async fn check_by_provider(&self, job: &Arc<Job>, at: usize, ran: Ran) -> Result<JobResult, String> {
+    async fn check_by_provider(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        at: usize,
+        ran: Ran,
+    ) -> Result<JobResult, String> {
         let mut failures = job.failures();
         let before = job.receipts().len();
         if let Err(why) = self.order_more(job, 1, &mut failures).await {
@@ -123,7 +128,7 @@ impl Orders {
     }
 
     /// Holds those to it who signed another result than `right`.
-    async fn hold_to_it(&self, job: &Arc<Job>, right: [u8; 32]) {
+    async fn hold_to_it(self: &Arc<Self>, job: &Arc<Job>, right: [u8; 32]) {
         for (at, _, ran) in job.receipts() {
             // Another engine may come to another result; nobody was asked to compare with it.
             if ran.hash() == right || ran.configuration != configuration() {
@@ -135,7 +140,11 @@ impl Orders {
                 job.key
             );
             self.client.peers.standings.was_wrong(&node, job.spec().work.id(), &why);
-            job.was_wrong(at);
+            job.was_wrong(at, right);
+            if let Err(error) = self.keep(job) {
+                tracing::error!(%error, "a wrong result could not be noted");
+            }
+            self.dispute(job, at, right);
         }
     }
 
@@ -280,7 +289,12 @@ impl Drop for StopOnDrop {
 ///
 /// # Errors
 /// [`WorkFailure`].
-fn rerun(workshop: &Workshop, work: &Work, materials: Materials, stop: &Stop) -> Result<Done, WorkFailure> {
+pub(crate) fn rerun(
+    workshop: &Workshop,
+    work: &Work,
+    materials: Materials,
+    stop: &Stop,
+) -> Result<Done, WorkFailure> {
     workshop.carry_out(&OWN, work, materials, wall(work), stop, &mut |_| Go::On)
 }
 

@@ -14,11 +14,14 @@ use crate::deals::{Cell, DealError};
 use crate::frames::{JobPhase, JobState, RefusalCode};
 use crate::materials::MaterialError;
 use crate::peers::PeerError;
+use crate::unix_now_s;
 
 /// How long a provider may not answer before its order is given up. A provider that is started again goes on with its jobs.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a provider may refuse for being busy.
 const BUSY_FOR: Duration = Duration::from_secs(300);
+/// How far a provider's clock may be from this node's, in seconds.
+const CLOCK_SKEW_S: u64 = 600;
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Times that materials are sent: they may be dropped between sending and ordering.
 const SENDS_MAX: usize = 3;
@@ -245,13 +248,18 @@ impl Orders {
         let signed = raw
             .check::<JobReceipt>(self.network)
             .map_err(|_| FollowError::Receipt("no signature that holds"))?;
-        let JobReceipt::V1 { job: id, ran, .. } = signed.value();
+        let JobReceipt::V1 { job: id, ran, ended_s } = signed.value();
         let work = &job.spec().work;
         if signed.signer() != attempt.node {
             return Err(FollowError::Receipt("somebody else signed it"));
         }
         if *id != attempt.id {
             return Err(FollowError::Receipt("it is for another order"));
+        }
+        let (ended_s, now_s) = (*ended_s, unix_now_s());
+        // The time within which it can be disputed goes by this.
+        if ended_s > now_s + CLOCK_SKEW_S || ended_s + CLOCK_SKEW_S < job.created_ms() / 1000 {
+            return Err(FollowError::Receipt("it says that it ended at a time at which it cannot have"));
         }
         if !ran.is_within(work) {
             return Err(FollowError::Receipt("what it says came out is beyond the work's limits"));

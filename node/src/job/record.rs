@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
 use spare_market::deal::DealId;
+use spare_market::dispute::DISPUTE_WINDOW_S;
 use spare_market::job::{ComputePrices, JobId, Material, Ran, Work};
 use spare_market::keys::PublicKey;
 use spare_market::signed::SignedBytes;
@@ -136,8 +137,8 @@ pub(super) enum Record {
         spec: Spec,
         created_ms: u64,
         attempts: Vec<Attempt>,
-        /// Those whose result was wrong.
-        wrong: Vec<u32>,
+        /// Those whose result was wrong, and what is right.
+        wrong: Vec<(u32, [u8; 32])>,
         outcome: Option<Outcome>,
         ended_ms: u64,
     },
@@ -406,11 +407,18 @@ impl Job {
         self.tell();
     }
 
-    pub(super) fn was_wrong(&self, at: usize) {
+    pub(super) fn was_wrong(&self, at: usize, right: [u8; 32]) {
         let Record::V1 { wrong, .. } = &mut *self.lock();
-        if !wrong.contains(&(at as u32)) {
-            wrong.push(at as u32);
+        if !wrong.iter().any(|(known, _)| *known == at as u32) {
+            wrong.push((at as u32, right));
         }
+    }
+
+    /// Orders with a wrong result that can still be disputed, and what is right.
+    pub(super) fn open_disputes(&self) -> Vec<(usize, [u8; 32])> {
+        let Record::V1 { wrong, created_ms, .. } = &*self.lock();
+        let is_open = now_ms() < created_ms.saturating_add(DISPUTE_WINDOW_S * 1000);
+        wrong.iter().filter(|_| is_open).map(|(at, right)| (*at as usize, *right)).collect()
     }
 
     pub(super) fn set_stage(&self, stage: Stage) {
@@ -486,7 +494,7 @@ impl Job {
             },
             cost: Amount(attempts.iter().map(|attempt| attempt.cost.0).fold(0, u128::saturating_add)),
             orders: attempts.iter().map(order).collect(),
-            wrong: wrong.clone(),
+            wrong: wrong.iter().map(|(at, _)| *at).collect(),
             outcome: outcome.clone(),
             created_ms: *created_ms,
             ended_ms: *ended_ms,

@@ -527,6 +527,20 @@ impl Session {
         self.job_state(answer)
     }
 
+    /// Has a verifier judge a disputed job. Says of the work's bytes, in its order, which the verifier has.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn case(&mut self, job: JobId, work: &Work) -> Result<Vec<bool>, PeerError> {
+        match self.request(&Request::Case { job, work: Box::new(work.clone()) }).await? {
+            Response::Holding(held) if held.len() == work.materials().count() => {
+                self.in_step = true;
+                Ok(held)
+            }
+            _ => Err(PeerError::Protocol("another answer than what it has")),
+        }
+    }
+
     /// How a job is, as soon as that is not what was `seen`, or after a while; with what was printed from the offsets on.
     ///
     /// # Errors

@@ -262,6 +262,9 @@ pub(super) fn say(job: &JobInfo, output: Option<&Path>) -> String {
             (None, None) => "under way".to_owned(),
         };
         line!(out, "provider {} ({operator}), {} credits, {end}", &order.provider[..12], order.cost);
+        if let Some(dispute) = &order.dispute {
+            line!(out, "         disputed on the ledger: {dispute}");
+        }
     }
     if job.ended.is_some() {
         line!(out, "fuel     {}", job.fuel);
