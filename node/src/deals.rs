@@ -70,6 +70,9 @@ pub enum DealError {
     /// The provider makes no deals about jobs.
     #[error("its terms have no prices of jobs")]
     NoCompute,
+    /// Nobody could judge the provider's results.
+    #[error("a dispute about its results would have no verifiers: it is the only one that there is")]
+    NoVerifiers,
     /// The provider pledges too little.
     #[error(
         "it pledges {pledged} credits for a deal, and for checking jobs at this rate {needed} are needed; check more often, or ask others"

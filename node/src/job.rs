@@ -404,6 +404,9 @@ impl Orders {
             self.verifiers.iter().filter(|node| **node != candidate.node).copied().collect();
         let can_dispute = spec.work.is_deterministic && verifiers.len() % 2 == 1;
         let verifiers = if can_dispute { verifiers } else { Vec::new() };
+        if spec.is_secured && !can_dispute {
+            return Err(DealError::NoVerifiers);
+        }
         let penalty = if can_dispute { penalty } else { Amount::ZERO };
         let hire = Hire {
             node: candidate.node,

@@ -38,6 +38,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const OFFER: Offer = Offer {
     price: StoragePrice(1000),
     read_price: ReadPrice(0),
+    compute: None,
     collateral: Amount::ZERO,
     claim_after_periods: 0,
 };

@@ -5,6 +5,7 @@ pub mod flood;
 pub mod fuzz;
 pub mod homes;
 pub mod hostile;
+pub mod jobs;
 pub mod net;
 pub mod relay;
 pub mod stranger;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use spare::home::Home;
@@ -10,25 +10,8 @@ use spare::jobs::{KEY_PREFIX, Over, Record};
 use spare::meta::{Batch, Meta, Table};
 use spare_market::job::JobReceipt;
 use spare_market::signed::Signed;
+use spare_tests::jobs::{ECHO, inputs, module, start};
 use spare_tests::net::{Net, Node, wait_for};
-
-/// Prints what it is given as standard input, and leaves it in a file.
-const ECHO: &str = r#"(module
-  (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
-  (import "wasi_snapshot_preview1" "path_open"
-    (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (data (i32.const 100) "out/copy")
-  (func (export "_start")
-    (i32.store (i32.const 0) (i32.const 1000))
-    (i32.store (i32.const 4) (i32.const 64))
-    (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))
-    (i32.store (i32.const 4) (i32.load (i32.const 8)))
-    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
-    (drop (call $open (i32.const 3) (i32.const 0) (i32.const 100) (i32.const 8) (i32.const 1)
-          (i64.const -1) (i64.const -1) (i32.const 0) (i32.const 16)))
-    (drop (call $write (i32.load (i32.const 16)) (i32.const 0) (i32.const 1) (i32.const 8)))))"#;
 
 /// Counts for some seconds, and prints a dot now and then.
 const COUNT: &str = r#"(module
@@ -46,27 +29,8 @@ const COUNT: &str = r#"(module
 
 const ENDLESS: &str = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
 
-fn module(net: &Net, name: &str, text: &str) -> PathBuf {
-    let path = net.dir.path().join(name);
-    std::fs::write(&path, wat::parse_str(text).unwrap()).unwrap();
-    path
-}
-
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-/// A network whose providers run jobs, one at a time each, and advertise it.
-fn start(providers: u8, founding: &[&str], providing: &[&str]) -> Net {
-    let compute = ["--set", "compute.offer=true", "--set", "compute.slots=1", "--set", "compute.memory=4GiB"];
-    let net = Net::found(providers, founding, &[&compute, providing].concat(), &[]);
-    let hello = module(&net, "nothing.wasm", r#"(module (func (export "_start")))"#);
-    wait_for("all providers to offer what they measured", || {
-        let offers = net.client.ok(&["job", "offers", text(&hello), "--memory", "1MiB"]);
-        let offered = offers.as_array().unwrap().iter().filter(|offer| offer["slots"].as_u64() > Some(0));
-        (offered.count() >= usize::from(providers)).then_some(())
-    });
-    net
 }
 
 fn node_key(node: &Node) -> String {
@@ -88,15 +52,14 @@ fn a_job_runs_is_paid_for_and_comes_to_the_same_at_each_provider() {
     let input = net.dir.path().join("input");
     std::fs::write(&input, "what is said").unwrap();
     let out = net.dir.path().join("out");
-    let args =
-        ["job", "run", text(&echo), "--stdin", text(&input), "--output", text(&out), "--memory", "16MiB"];
+    let args = ["job", "run", &echo, "--stdin", text(&input), "--output", text(&out), "--memory", "16MiB"];
     let job = net.client.ok(&[&args[..], &["--check", "100"]].concat());
     assert_eq!((job["state"].as_str(), job["code"].as_u64()), (Some("done"), Some(0)), "{job}");
     assert_eq!(std::fs::read(out.join("copy")).unwrap(), b"what is said");
     assert!(job["checked"].as_str().unwrap().contains("run again here"), "{job}");
     // What `try` says on a machine that knows nothing of the network is what each provider signs.
     let tried = Node::init(net.dir.path().join("elsewhere"), 201, &["--join", &net.ticket]);
-    let tried = tried.run(&["job", "try", text(&echo), "--stdin", text(&input), "--memory", "16MiB"]);
+    let tried = tried.run(&["job", "try", &echo, "--stdin", text(&input), "--memory", "16MiB"]);
     let tried: Value = serde_json::from_slice(&tried.stdout).unwrap();
     assert_eq!((&job["result"], &job["fuel"]), (&tried["result"], &tried["fuel"]));
     let all = net.client.ok(&[&args[..], &["--copies", "3"]].concat());
@@ -135,7 +98,7 @@ fn a_job_goes_on_when_either_side_is_killed_and_stops_when_told() {
     let mut net = start(2, &["--period-s", "5"], &[]);
     let count = module(&net, "count.wasm", COUNT);
     let first = node_key(&net.providers[1]);
-    let job = net.client.ok(&["job", "submit", text(&count), "--memory", "16MiB", "--provider", &first]);
+    let job = net.client.ok(&["job", "submit", &count, "--memory", "16MiB", "--provider", &first]);
     let name = job["job"].as_str().unwrap().to_owned();
     wait_for("the job to run", || {
         let work = net.providers[1].ok(&["job", "work"]);
@@ -150,7 +113,7 @@ fn a_job_goes_on_when_either_side_is_killed_and_stops_when_told() {
     assert_eq!(done["stdout_bytes"].as_u64(), Some(10), "printed once, however often it began");
     // A provider that is gone for good: another one runs it.
     let endless = module(&net, "endless.wasm", ENDLESS);
-    let submit = ["job", "submit", text(&endless), "--memory", "16MiB", "--fuel", "9T", "--provider", &first];
+    let submit = ["job", "submit", &endless, "--memory", "16MiB", "--fuel", "9T", "--provider", &first];
     let job = net.client.ok(&submit);
     let name = job["job"].as_str().unwrap().to_owned();
     wait_for("the job to run", || {
@@ -171,24 +134,25 @@ fn what_keeps_a_job_from_running_is_said() {
     let net = start(2, &[], &[]);
     let echo = module(&net, "echo.wasm", ECHO);
     let why = |args: &[&str]| {
-        let out = net.client.ok(&[&["job", "offers", text(&echo)], args].concat());
+        let out = net.client.ok(&[&["job", "offers", &echo], args].concat());
         out[0]["why"].as_str().unwrap().to_owned()
     };
     assert!(why(&["--memory", "100GiB"]).contains("--memory"));
     assert!(why(&["--output-max", "100GiB"]).contains("--output-max"));
     assert!(why(&["--max-cost", "0.0000001"]).contains("--max-cost"));
     let run = |args: &[&str]| {
-        let output = net.client.run(&[&["job", "run", text(&echo), "--memory", "16MiB"], args].concat());
+        let output = net.client.run(&[&["job", "run", &echo, "--memory", "16MiB"], args].concat());
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
     let dear = run(&["--max-cost", "0.0000001"]);
     assert_eq!(dear["state"].as_str(), Some("failed"));
     assert!(dear["detail"].as_str().unwrap().contains("see --max-cost"), "{dear}");
     let secured = run(&["--secured", "--check", "1"]);
-    assert!(secured["detail"].as_str().unwrap().contains("it pledges 0 credits"), "{secured}");
-    let (code, message) = net.client.fails(&["job", "run", text(&echo), "--free", "--check", "5"]);
+    let detail = secured["detail"].as_str().unwrap();
+    assert!(detail.contains("it pledges 0 credits") && detail.contains("no verifiers"), "{secured}");
+    let (code, message) = net.client.fails(&["job", "run", &echo, "--free", "--check", "5"]);
     assert_eq!(code, "bad_job", "{message}");
-    let (code, _) = net.client.fails(&["job", "run", text(&echo), "--copies", "3", "--agree", "1"]);
+    let (code, _) = net.client.fails(&["job", "run", &echo, "--copies", "3", "--agree", "1"]);
     assert_eq!(code, "bad_job");
     let no_program = net.dir.path().join("no program");
     std::fs::write(&no_program, "no program").unwrap();
@@ -204,31 +168,23 @@ fn what_keeps_a_job_from_running_is_said() {
 fn each_input_of_a_folder_is_a_job_and_what_is_done_is_not_done_again() {
     let mut net = start(3, &[], &[]);
     let echo = module(&net, "echo.wasm", ECHO);
-    let inputs = net.dir.path().join("inputs");
-    std::fs::create_dir_all(inputs.join("more")).unwrap();
-    for i in 0..30 {
-        std::fs::write(inputs.join(format!("more/{i:02}")), format!("input {i}")).unwrap();
-    }
+    let inputs = inputs(&net, 30);
     let out = net.dir.path().join("out");
-    let args =
-        ["job", "map", text(&echo), "--inputs", text(&inputs), "--output", text(&out), "--memory", "16MiB"];
+    let args = ["job", "map", &echo, "--inputs", &inputs, "--output", text(&out), "--memory", "16MiB"];
     let first = net.client.ok(&args);
     assert_eq!((first["done"].as_u64(), first["done_before"].as_u64()), (Some(30), Some(0)), "{first}");
     for i in 0..30 {
         assert_eq!(
-            std::fs::read(out.join(format!("more/{i:02}/stdout"))).unwrap(),
+            std::fs::read(out.join(format!("{i:05}/stdout"))).unwrap(),
             format!("input {i}").as_bytes()
         );
-        assert_eq!(
-            std::fs::read(out.join(format!("more/{i:02}/copy"))).unwrap(),
-            format!("input {i}").as_bytes()
-        );
+        assert_eq!(std::fs::read(out.join(format!("{i:05}/copy"))).unwrap(), format!("input {i}").as_bytes());
     }
-    std::fs::write(inputs.join("more/07"), "another").unwrap();
+    std::fs::write(Path::new(&inputs).join("00007"), "another").unwrap();
     net.providers[2].kill();
     let second = net.client.ok(&args);
     assert_eq!((second["done"].as_u64(), second["done_before"].as_u64()), (Some(30), Some(29)), "{second}");
-    assert_eq!(std::fs::read(out.join("more/07/stdout")).unwrap(), b"another");
+    assert_eq!(std::fs::read(out.join("00007/stdout")).unwrap(), b"another");
 }
 
 /// Has a provider that is stopped say that its last job burned more fuel than it did, and sign that.
@@ -256,7 +212,7 @@ fn forge(home: &Path) {
 /// Orders a job, and has provider `cheat` forge its receipt before the client sees it. Returns the job's name.
 fn order_and_forge(net: &mut Net, cheat: usize, copies: usize, args: &[&str]) -> String {
     let count = module(net, "count.wasm", COUNT);
-    let submit = [&["job", "submit", text(&count), "--memory", "16MiB"], args].concat();
+    let submit = [&["job", "submit", &count, "--memory", "16MiB"], args].concat();
     let job = net.client.ok(&submit);
     let name = job["job"].as_str().unwrap().to_owned();
     wait_for("all orders to run", || {
@@ -326,7 +282,7 @@ fn a_wrong_result_is_caught_by_another_provider() {
     // Any provider may run it first; the one that does cheats.
     let count_wasm = module(&net, "count.wasm", COUNT);
     let submit =
-        ["job", "submit", text(&count_wasm), "--memory", "16MiB", "--check", "100", "--check-by", "provider"];
+        ["job", "submit", &count_wasm, "--memory", "16MiB", "--check", "100", "--check-by", "provider"];
     let job = net.client.ok(&submit);
     let name = job["job"].as_str().unwrap().to_owned();
     let first = wait_for("a provider to run it", || {
@@ -355,4 +311,92 @@ fn a_wrong_result_is_caught_among_copies() {
     let right: Vec<&Value> =
         job["orders"].as_array().unwrap().iter().filter(|order| order["wrong"] == false).collect();
     assert!(right.len() == 2 && right.iter().all(|order| order["result"] == job["result"]), "{job}");
+}
+
+/// How many honest jobs are checked.
+fn honest_jobs() -> usize {
+    std::env::var("SPARE_HONEST_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(100)
+}
+
+#[test]
+fn honest_providers_are_not_accused() {
+    let net = start(3, &[], &[]);
+    let echo = module(&net, "echo.wasm", ECHO);
+    let (count, out) = (honest_jobs(), net.dir.path().join("out"));
+    let inputs = inputs(&net, count);
+    // One half is checked by running again here, the other by three copies each.
+    for (part, checks) in [("here", ["--check", "100"]), ("copies", ["--copies", "3"])] {
+        let out = out.join(part);
+        let map = ["job", "map", &echo, "--inputs", &inputs, "--output", text(&out), "--memory", "16MiB"];
+        let mapped = net.client.ok(&[&map[..], &checks].concat());
+        assert_eq!(mapped["done"].as_u64(), Some(count as u64), "{mapped}");
+        eprintln!("{count} jobs, {checks:?}: {mapped}");
+    }
+    assert_eq!(net.client.ok(&["audit"]).as_array().unwrap().len(), 0);
+    assert!(!net.client.log().contains("a wrong result"), "{}", net.client.log());
+}
+
+const LOOP_THROUGH_HOST: &str = r#"(module
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (loop (drop (call $random (i32.const 0) (i32.const 1))) (br 0))))"#;
+
+const MEMORY_BOMB: &str = r#"(module (memory (export "memory") 1)
+  (func (export "_start") (loop (if (i32.eq (memory.grow (i32.const 256)) (i32.const -1)) (then unreachable)) (br 0))))"#;
+
+const STACK_BOMB: &str =
+    r#"(module (memory (export "memory") 1) (func $f (call $f)) (func (export "_start") (call $f)))"#;
+
+const SLEEP: &str = r#"(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i64.store (i32.const 24) (i64.const 3600000000000))
+    (loop (drop (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200))) (br 0))))"#;
+
+const FLOOD: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 2)
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 1000))
+    (i32.store (i32.const 4) (i32.const 65536))
+    (loop (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))) (br 0))))"#;
+
+#[test]
+fn hostile_programs_end_by_name_and_others_are_served_meanwhile() {
+    let net = start(2, &[], &[]);
+    let first = node_key(&net.providers[1]);
+    let submit = |name: &str, program: &str| {
+        let module = module(&net, name, program);
+        let args = ["job", "submit", &module, "--memory", "16MiB", "--fuel", "2G", "--provider", &first];
+        net.client.ok(&args)["job"].as_str().unwrap().to_owned()
+    };
+    let hostile = [
+        ("endless loop", ENDLESS, "used all its fuel"),
+        ("endless loop through the host", LOOP_THROUGH_HOST, "used all its fuel"),
+        ("memory bomb", MEMORY_BOMB, "trapped"),
+        ("stack overflow", STACK_BOMB, "trapped"),
+        ("sleep", SLEEP, "used all its fuel"),
+        ("output flood", FLOOD, "used all its fuel"),
+        ("no program", "", "was not started"),
+    ];
+    let jobs: Vec<(&str, &str, String)> = hostile
+        .iter()
+        .map(|(name, program, end)| {
+            let program = if program.is_empty() { "(module)" } else { program };
+            (*name, *end, submit(&format!("{name}.wasm"), program))
+        })
+        .collect();
+    // Somebody else's job at the same provider, meanwhile.
+    let echo = module(&net, "echo.wasm", ECHO);
+    let honest =
+        net.client.ok(&["job", "run", &echo, "--memory", "16MiB", "--provider", &first, "--check", "100"]);
+    assert_eq!(honest["code"].as_u64(), Some(0), "{honest}");
+    for (name, end, job) in jobs {
+        let job = over(&net, &job);
+        let ended = job["ended"].as_str().unwrap_or_else(|| panic!("{name}: {job}"));
+        assert!(ended.contains(end), "{name}: {ended}");
+    }
+    let status = net.providers[1].status();
+    assert_eq!(status["compute"]["failed"].as_u64(), Some(0), "{status}");
 }

@@ -46,26 +46,7 @@ impl Orders {
         if all_agree && spec.check_by == CheckedBy::Provider {
             return self.check_by_provider(job, first_at, first).await;
         }
-        // Whatever the majority says: a run of one's own is what a client can trust.
-        match self.run_again(job).await {
-            Ok(done) => {
-                let right = done.ran.hash();
-                self.hold_to_it(job, right).await;
-                let agreeing = receipts.iter().find(|(_, _, ran)| ran.hash() == right);
-                Ok(match agreeing {
-                    Some((at, _, ran)) => JobResult::Ordered {
-                        at: *at,
-                        ran: ran.clone(),
-                        checked: Checked::Again(CheckedBy::Here),
-                    },
-                    None => JobResult::Own { done: Box::new(done) },
-                })
-            }
-            Err(why) if all_agree => {
-                Ok(JobResult::Ordered { at: first_at, ran: first, checked: Checked::NotPossible(why) })
-            }
-            Err(why) => self.decide_by_number(job, &why).await,
-        }
+        self.decide_by_own_run(job).await
     }
 
     /// Results differ, and this node cannot run the work: what enough providers agree on is taken for right.
@@ -85,23 +66,16 @@ impl Orders {
         Ok(JobResult::Ordered { at, ran, checked: Checked::Agreed(count as u8) })
     }
 
-    /// Has another provider run the work, and compares.
+    /// Has another provider run the work, and compares. Where there is none, this node runs it.
     async fn check_by_provider(
         self: &Arc<Self>,
         job: &Arc<Job>,
         at: usize,
         ran: Ran,
     ) -> Result<JobResult, String> {
-        let mut failures = job.failures();
         let before = job.receipts().len();
-        if let Err(why) = self.order_more(job, 1, &mut failures).await {
-            return Ok(JobResult::Ordered { at, ran, checked: Checked::NotPossible(why) });
-        }
-        for more in job.open_attempts() {
-            if let Err(error) = self.follow(job, more).await {
-                job.attempt_failed(more, error.to_string());
-                return Ok(JobResult::Ordered { at, ran, checked: Checked::NotPossible(error.to_string()) });
-            }
+        if let Err(why) = self.follow_one_more(job).await {
+            tracing::info!(job = %job.key, why, "no other provider ran a job again");
         }
         let receipts = job.receipts();
         let agrees =
@@ -109,22 +83,41 @@ impl Orders {
         if agrees {
             return Ok(JobResult::Ordered { at, ran, checked: Checked::Again(CheckedBy::Provider) });
         }
-        match self.run_again(job).await {
-            Ok(done) => {
-                let right = done.ran.hash();
-                self.hold_to_it(job, right).await;
-                let agreeing = receipts.iter().find(|(_, _, other)| other.hash() == right);
-                Ok(match agreeing {
-                    Some((at, _, ran)) => JobResult::Ordered {
-                        at: *at,
-                        ran: ran.clone(),
-                        checked: Checked::Again(CheckedBy::Here),
-                    },
-                    None => JobResult::Own { done: Box::new(done) },
-                })
+        self.decide_by_own_run(job).await
+    }
+
+    /// Has one more provider run the work.
+    async fn follow_one_more(self: &Arc<Self>, job: &Arc<Job>) -> Result<(), String> {
+        self.order_more(job, 1, &mut job.failures()).await?;
+        for at in job.open_attempts() {
+            if let Err(error) = self.follow(job, at).await {
+                job.attempt_failed(at, error.to_string());
+                return Err(error.to_string());
             }
-            Err(why) => self.decide_by_number(job, &why).await,
         }
+        Ok(())
+    }
+
+    /// Whatever the majority says: a run of one's own is what a client can trust. Only where there can be none do numbers count.
+    async fn decide_by_own_run(self: &Arc<Self>, job: &Arc<Job>) -> Result<JobResult, String> {
+        let receipts = job.receipts();
+        let done = match self.run_again(job).await {
+            Ok(done) => done,
+            Err(why) => {
+                let (at, _, first) = receipts.first().cloned().ok_or("nobody ran it")?;
+                if receipts.iter().all(|(_, _, ran)| ran.hash() == first.hash()) {
+                    return Ok(JobResult::Ordered { at, ran: first, checked: Checked::NotPossible(why) });
+                }
+                return self.decide_by_number(job, &why).await;
+            }
+        };
+        let right = done.ran.hash();
+        self.hold_to_it(job, right).await;
+        let agreeing = receipts.into_iter().find(|(_, _, ran)| ran.hash() == right);
+        Ok(match agreeing {
+            Some((at, _, ran)) => JobResult::Ordered { at, ran, checked: Checked::Again(CheckedBy::Here) },
+            None => JobResult::Own { done: Box::new(done) },
+        })
     }
 
     /// Holds those to it who signed another result than `right`.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use spare_market::amount::Amount;
 use spare_market::dispute::{Dispute, Outcome as Decided, Stage};
 use spare_market::job::{JobId, Order};
 use spare_market::keys::PublicKey;
@@ -32,7 +33,7 @@ impl Orders {
         let attempt = job.attempt(at);
         let order = attempt.order.clone().check::<Order>(self.network).map_err(|e| e.to_string())?;
         let verifiers = order.value().v1().verifiers.clone();
-        if verifiers.is_empty() || order.value().v1().penalty == spare_market::amount::Amount::ZERO {
+        if verifiers.is_empty() || order.value().v1().penalty == Amount::ZERO {
             return Err("the order names no verifiers, or its provider pledged nothing".to_owned());
         }
         let (_, receipt, _) =

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BUSY_FOR: Duration = Duration::from_secs(300);
 /// How far a provider's clock may be from this node's, in seconds.
 const CLOCK_SKEW_S: u64 = 600;
+/// How long the ledger's newest block may take to get to a provider.
+const BLOCK_WITHIN: Duration = Duration::from_secs(20);
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Times that materials are sent: they may be dropped between sending and ordering.
 const SENDS_MAX: usize = 3;
@@ -141,7 +143,7 @@ impl Orders {
                     RefusalCode::Busy => (PeerError::Refused(refusal), BUSY_FOR),
                     // The deal's block may be on its way.
                     RefusalCode::NoDeal | RefusalCode::Unfunded => {
-                        (PeerError::Refused(refusal), 5 * TRY_EVERY)
+                        (PeerError::Refused(refusal), BLOCK_WITHIN)
                     }
                     _ => return Err(PeerError::Refused(refusal).into()),
                 },

@@ -48,9 +48,13 @@ fn main() -> anyhow::Result<()> {
     if args.get(1).is_some_and(|a| a == "claims") {
         return spare_tests::claims::print_costs();
     }
+    if args.get(1).is_some_and(|a| a == "jobs") {
+        return spare_tests::jobs::print_speeds();
+    }
     library_speeds();
     ledger_speeds()?;
     spare_tests::claims::print_costs()?;
+    spare_tests::jobs::print_speeds()?;
     small_puts()?;
     let raw = raw_quinn()?;
     for (k, parity) in [(4, 2), (10, 20)] {
