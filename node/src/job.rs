@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 use crate::chain::Chain;
 use crate::client::Client;
 use crate::deals::{DealError, Hire};
+use crate::home::Identity;
 use crate::limits::{ORDERS_AT_ONCE_MAX, ORDERS_KEPT_MAX};
 use crate::market::Wallet;
 use crate::materials::{MaterialError, Materials};
@@ -37,7 +38,7 @@ use crate::work::Workshop;
 pub(crate) use check::rerun;
 pub use check::{Bundle, BundleError, Verdict};
 use record::{Attempt, Record};
-pub use record::{Checked, CheckedBy, Job, JobKey, Outcome, Spec, Stage, View};
+pub use record::{Checked, CheckedBy, Job, JobKey, OrderView, Outcome, Spec, Stage, View};
 
 const KEY_PREFIX: &[u8] = b"client ";
 
@@ -75,6 +76,26 @@ pub enum JobError {
     /// The local records failed.
     #[error(transparent)]
     Meta(#[from] MetaError),
+}
+
+/// What jobs of a client are made of.
+pub struct Setup {
+    /// Who the client is.
+    pub identity: Arc<Identity>,
+    /// Who is asked when results differ.
+    pub verifiers: Vec<PublicKey>,
+    /// Peers and deals.
+    pub client: Arc<Client>,
+    /// The ledger.
+    pub chain: Arc<Chain>,
+    /// Signs transactions.
+    pub wallet: Arc<Wallet>,
+    /// Where jobs are noted.
+    pub meta: Arc<Meta>,
+    /// Where their bytes are.
+    pub materials: Arc<Materials>,
+    /// Where they are run again.
+    pub workshop: Arc<OpenWorkshop>,
 }
 
 /// The jobs of this client.
@@ -132,17 +153,9 @@ impl Orders {
     ///
     /// # Errors
     /// When the local records cannot be read.
-    pub fn open(
-        network: NetworkId,
-        account: PublicKey,
-        node_key: SigningSecret,
-        verifiers: Vec<PublicKey>,
-        client: Arc<Client>,
-        (chain, wallet): (Arc<Chain>, Arc<Wallet>),
-        meta: Arc<Meta>,
-        materials: Arc<Materials>,
-        workshop: Arc<OpenWorkshop>,
-    ) -> Result<Self, JobError> {
+    pub fn open(setup: Setup) -> Result<Self, JobError> {
+        let Setup { identity, verifiers, client, chain, wallet, meta, materials, workshop } = setup;
+        let account = identity.account;
         let mut jobs = BTreeMap::new();
         for (rest, record) in meta.all::<Record>(Table::Jobs, KEY_PREFIX)? {
             if let Ok(key) = rest.as_slice().try_into().map(JobKey) {
@@ -150,9 +163,9 @@ impl Orders {
             }
         }
         let orders = Self {
-            network,
+            network: identity.network,
             account,
-            node_key,
+            node_key: identity.node_key(),
             verifiers,
             client,
             chain,

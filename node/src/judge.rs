@@ -142,12 +142,11 @@ impl Judge {
         work.check().map_err(|e| not_a_case(&e.to_string()))?;
         let held = work.materials().map(|material| self.materials.has(party, &material)).collect();
         let mut cases = self.cases();
-        if !cases.contains_key(&job) {
+        if let std::collections::btree_map::Entry::Vacant(vacant) = cases.entry(job) {
             let case = Case::V1 { from: *party, work, verdict: None };
-            self.meta
-                .commit(Batch::default().put(Table::Jobs, &record_key(&job), &case))
-                .map_err(|e| failed(&e))?;
-            cases.insert(job, case);
+            let mut batch = Batch::default();
+            self.meta.commit(batch.put(Table::Jobs, &record_key(&job), &case)).map_err(|e| failed(&e))?;
+            vacant.insert(case);
         }
         Ok(held)
     }

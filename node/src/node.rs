@@ -215,17 +215,16 @@ impl Node {
         let earner = volume.map(open_earner).transpose()?.map(Arc::new);
         let jobs = open_jobs(&config, &identity, &market, earner.as_ref(), &meta, &materials, &workshop)?;
         let capacity = jobs.clone().map(|jobs| Arc::new(Capacity::new(jobs)));
-        let orders = Arc::new(Orders::open(
-            identity.network,
-            identity.account,
-            identity.node_key(),
-            vec![market.node],
-            client.clone(),
-            (chain.clone(), wallet.clone()),
-            meta.clone(),
-            materials.clone(),
-            workshop.clone(),
-        )?);
+        let orders = Arc::new(Orders::open(crate::job::Setup {
+            identity: identity.clone(),
+            verifiers: vec![market.node],
+            client: client.clone(),
+            chain: chain.clone(),
+            wallet: wallet.clone(),
+            meta: meta.clone(),
+            materials: materials.clone(),
+            workshop: workshop.clone(),
+        })?);
         let is_verifier = config.compute.verify || market.is_here();
         let open_judge = || {
             let (chain, wallet, meta) = (chain.clone(), wallet.clone(), meta.clone());

@@ -17,7 +17,7 @@ use super::market::hex;
 use super::{ApiError, ErrorBody, Shared, drain};
 use crate::capacity::State as Measuring;
 use crate::frames::{JobPhase, Service};
-use crate::job::{Checked, CheckedBy, Job, JobError, JobKey, Outcome, Spec, Stage, View, words};
+use crate::job::{Checked, CheckedBy, Job, JobError, JobKey, OrderView, Outcome, Spec, Stage, View, words};
 use crate::limits::JOB_INPUT_MAX_BYTES;
 use crate::materials::MaterialError;
 use crate::node::Node;
@@ -408,27 +408,17 @@ fn stage_words(stage: &Stage) -> String {
 }
 
 fn info(node: &Node, job: &Job) -> JobInfo {
-    let View { version, stage, fuel, cost, orders, wrong, outcome, created_ms, ended_ms } = job.view();
+    let View { version, stage, fuel, cost, orders, outcome, created_ms, ended_ms } = job.view();
     let spec = job.spec();
-    let order = |(at, (provider, id, cost, end)): (
-        usize,
-        (_, spare_market::job::JobId, spare_market::amount::Amount, Option<Result<[u8; 32], String>>),
-    )| {
-        let (result, failed) = match end {
-            None => (None, None),
-            Some(Ok(hash)) => (Some(hex(hash)), None),
-            Some(Err(why)) => (None, Some(why)),
-        };
-        OrderInfo {
-            operator: operator_of(node, &provider),
-            provider: provider.to_string(),
-            job: id.to_string(),
-            cost: cost.to_string(),
-            result,
-            failed,
-            wrong: wrong.contains(&(at as u32)),
-            dispute: node.orders.dispute_words(&id),
-        }
+    let order = |order: OrderView| OrderInfo {
+        operator: operator_of(node, &order.provider),
+        provider: order.provider.to_string(),
+        job: order.job.to_string(),
+        cost: order.cost.to_string(),
+        result: order.result.map(hex),
+        failed: order.failed,
+        wrong: order.is_wrong,
+        dispute: node.orders.dispute_words(&order.job),
     };
     let now_ms = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -444,7 +434,7 @@ fn info(node: &Node, job: &Job) -> JobInfo {
         fuel_max: spec.work.limits.fuel,
         cost: cost.to_string(),
         max_cost: spec.cost_max.to_string(),
-        orders: orders.into_iter().enumerate().map(order).collect(),
+        orders: orders.into_iter().map(order).collect(),
         ended: None,
         code: None,
         result: None,

@@ -23,7 +23,7 @@ const OWN: Client = [0; 32];
 
 /// The result of a job: an order's, or this node's own.
 pub(super) enum JobResult {
-    Ordered { at: usize, ran: Ran, checked: Checked },
+    Ordered { at: usize, ran: Box<Ran>, checked: Checked },
     Own { done: Box<Done> },
 }
 
@@ -41,7 +41,7 @@ impl Orders {
                 1 => Checked::NotDrawn,
                 copies => Checked::Agreed(copies),
             };
-            return Ok(JobResult::Ordered { at: first_at, ran: first, checked });
+            return Ok(JobResult::Ordered { at: first_at, ran: Box::new(first), checked });
         }
         if all_agree && spec.check_by == CheckedBy::Provider {
             return self.check_by_provider(job, first_at, first).await;
@@ -63,7 +63,7 @@ impl Orders {
             ));
         }
         self.hold_to_it(job, ran.hash()).await;
-        Ok(JobResult::Ordered { at, ran, checked: Checked::Agreed(count as u8) })
+        Ok(JobResult::Ordered { at, ran: Box::new(ran), checked: Checked::Agreed(count as u8) })
     }
 
     /// Has another provider run the work, and compares. Where there is none, this node runs it.
@@ -81,7 +81,11 @@ impl Orders {
         let agrees =
             receipts.len() > before && receipts.iter().all(|(_, _, other)| other.hash() == ran.hash());
         if agrees {
-            return Ok(JobResult::Ordered { at, ran, checked: Checked::Again(CheckedBy::Provider) });
+            return Ok(JobResult::Ordered {
+                at,
+                ran: Box::new(ran),
+                checked: Checked::Again(CheckedBy::Provider),
+            });
         }
         self.decide_by_own_run(job).await
     }
@@ -106,7 +110,11 @@ impl Orders {
             Err(why) => {
                 let (at, _, first) = receipts.first().cloned().ok_or("nobody ran it")?;
                 if receipts.iter().all(|(_, _, ran)| ran.hash() == first.hash()) {
-                    return Ok(JobResult::Ordered { at, ran: first, checked: Checked::NotPossible(why) });
+                    return Ok(JobResult::Ordered {
+                        at,
+                        ran: Box::new(first),
+                        checked: Checked::NotPossible(why),
+                    });
                 }
                 return self.decide_by_number(job, &why).await;
             }
@@ -115,7 +123,9 @@ impl Orders {
         self.hold_to_it(job, right).await;
         let agreeing = receipts.into_iter().find(|(_, _, ran)| ran.hash() == right);
         Ok(match agreeing {
-            Some((at, _, ran)) => JobResult::Ordered { at, ran, checked: Checked::Again(CheckedBy::Here) },
+            Some((at, _, ran)) => {
+                JobResult::Ordered { at, ran: Box::new(ran), checked: Checked::Again(CheckedBy::Here) }
+            }
             None => JobResult::Own { done: Box::new(done) },
         })
     }
@@ -204,7 +214,7 @@ impl Orders {
                     let bytes = self.fetch_bytes(job, at, material).await?;
                     job.pin(put(bytes).await?);
                 }
-                Ok(Outcome::Done { ran: Box::new(ran), attempt: Some(at as u32), checked, outputs: listed.0 })
+                Ok(Outcome::Done { ran, attempt: Some(at as u32), checked, outputs: listed.0 })
             }
         }
     }

@@ -92,7 +92,7 @@ pub(super) struct Attempt {
 /// How an order ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum End {
-    Receipt(SignedBytes, Ran),
+    Receipt(SignedBytes, Box<Ran>),
     Failed(String),
 }
 
@@ -270,6 +270,23 @@ pub struct Job {
     pins: Mutex<Vec<Pins>>,
 }
 
+/// An order at one moment, for those who show it.
+#[derive(Debug, Clone)]
+pub struct OrderView {
+    /// The provider's node.
+    pub provider: PublicKey,
+    /// The job there.
+    pub job: JobId,
+    /// What it has cost so far.
+    pub cost: Amount,
+    /// The hash of what came out, by the provider's receipt.
+    pub result: Option<[u8; 32]>,
+    /// Why it failed, if it did.
+    pub failed: Option<String>,
+    /// Whether that result is wrong.
+    pub is_wrong: bool,
+}
+
 /// A job at one moment, for those who show it.
 #[derive(Debug, Clone)]
 pub struct View {
@@ -281,10 +298,8 @@ pub struct View {
     pub fuel: u64,
     /// What all its orders have cost so far.
     pub cost: Amount,
-    /// Its orders: provider, job there, what it has cost, and how it ended: the receipt's result, or why it failed.
-    pub orders: Vec<(PublicKey, JobId, Amount, Option<Result<[u8; 32], String>>)>,
-    /// Orders whose results were wrong.
-    pub wrong: Vec<u32>,
+    /// Its orders, oldest first.
+    pub orders: Vec<OrderView>,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// When it was taken on, in milliseconds of unix time.
@@ -372,7 +387,7 @@ impl Job {
     /// Orders with a receipt, and what came out of each.
     pub(super) fn receipts(&self) -> Vec<(usize, SignedBytes, Ran)> {
         let receipt = |(at, attempt): (usize, &Attempt)| match &attempt.end {
-            Some(End::Receipt(raw, ran)) => Some((at, raw.clone(), ran.clone())),
+            Some(End::Receipt(raw, ran)) => Some((at, raw.clone(), (**ran).clone())),
             _ => None,
         };
         self.attempts(|all| all.iter().enumerate().filter_map(receipt).collect())
@@ -398,7 +413,7 @@ impl Job {
     }
 
     pub(super) fn attempt_ended(&self, at: usize, receipt: SignedBytes, ran: Ran) {
-        self.attempts(|all| all[at].end = Some(End::Receipt(receipt, ran)));
+        self.attempts(|all| all[at].end = Some(End::Receipt(receipt, Box::new(ran))));
         self.tell();
     }
 
@@ -478,12 +493,15 @@ impl Job {
         let version = *self.changed.borrow();
         let live = self.live().clone();
         let Record::V1 { attempts, wrong, outcome, created_ms, ended_ms, .. } = &*self.lock();
-        let order = |attempt: &Attempt| {
-            let end = attempt.end.as_ref().map(|end| match end {
-                End::Receipt(_, ran) => Ok(ran.hash()),
-                End::Failed(why) => Err(why.clone()),
-            });
-            (attempt.node, attempt.id, attempt.cost, end)
+        let order = |(at, attempt): (usize, &Attempt)| {
+            let (result, failed) = match &attempt.end {
+                None => (None, None),
+                Some(End::Receipt(_, ran)) => (Some(ran.hash()), None),
+                Some(End::Failed(why)) => (None, Some(why.clone())),
+            };
+            let is_wrong = wrong.iter().any(|(known, _)| *known == at as u32);
+            let (provider, job, cost) = (attempt.node, attempt.id, attempt.cost);
+            OrderView { provider, job, cost, result, failed, is_wrong }
         };
         View {
             version,
@@ -493,8 +511,7 @@ impl Job {
                 _ => live.fuel,
             },
             cost: Amount(attempts.iter().map(|attempt| attempt.cost.0).fold(0, u128::saturating_add)),
-            orders: attempts.iter().map(order).collect(),
-            wrong: wrong.iter().map(|(at, _)| *at).collect(),
+            orders: attempts.iter().enumerate().map(order).collect(),
             outcome: outcome.clone(),
             created_ms: *created_ms,
             ended_ms: *ended_ms,
