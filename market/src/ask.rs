@@ -72,7 +72,7 @@ pub struct ComputeAsk {
     pub slots: u16,
     /// How many of those are free.
     pub free_slots: u16,
-    /// Highest memory limit of a job, in bytes.
+    /// Most memory that one job may need, in bytes, as [`Work::needed_bytes`](crate::job::Work::needed_bytes) counts it.
     pub memory_bytes: u64,
     /// Most bytes of output files of a job.
     pub output_bytes: u64,

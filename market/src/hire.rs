@@ -49,6 +49,8 @@ pub enum Passed {
     OtherEngine,
     /// It gives a job less memory.
     Memory {
+        /// What the job needs, all in all.
+        needed_bytes: u64,
         /// The most it gives.
         most_bytes: u64,
     },
@@ -87,11 +89,12 @@ impl Wish<'_> {
     pub fn obstacle(&self, candidate: &Candidate) -> Option<Passed> {
         let Some(compute) = &candidate.compute else { return Some(Passed::NoCompute) };
         let limits = &self.work.limits;
+        let needed_bytes = self.work.needed_bytes();
         let cost = compute.prices.cost_max(self.work);
         if self.configuration.is_some_and(|wanted| wanted != compute.configuration) {
             Some(Passed::OtherEngine)
-        } else if limits.memory_bytes > compute.memory_bytes {
-            Some(Passed::Memory { most_bytes: compute.memory_bytes })
+        } else if needed_bytes > compute.memory_bytes {
+            Some(Passed::Memory { needed_bytes, most_bytes: compute.memory_bytes })
         } else if limits.output_bytes > compute.output_bytes {
             Some(Passed::Output { most_bytes: compute.output_bytes })
         } else if cost > self.cost_max {
@@ -241,7 +244,7 @@ mod tests {
         assert_eq!(passed(other), Some(Passed::OtherEngine));
         assert_eq!(
             passed(|c| c.compute.as_mut().unwrap().memory_bytes = 5),
-            Some(Passed::Memory { most_bytes: 5 })
+            Some(Passed::Memory { needed_bytes: work.needed_bytes(), most_bytes: 5 })
         );
         assert_eq!(
             passed(|c| c.compute.as_mut().unwrap().output_bytes = 6),

@@ -31,6 +31,8 @@ pub const PATH_MAX_BYTES: usize = 512;
 pub const REASON_MAX_BYTES: usize = 512;
 /// Longest encoded work, in bytes: its texts, and for each input its hash and length.
 pub const WORK_MAX_BYTES: usize = TEXT_MAX_BYTES + INPUTS_MAX * 48 + 4096;
+/// Memory of a job beside its limits and its inputs.
+pub const JOB_OVERHEAD_BYTES: u64 = 64 << 20;
 /// Most verifiers that an order names.
 pub const VERIFIERS_MAX: usize = 7;
 /// What a provider works for before it is paid: cumulative, under one deal. It is asked for more often only where one step of a job costs more.
@@ -109,6 +111,13 @@ pub struct JobLimits {
     pub log_bytes: u64,
 }
 
+impl JobLimits {
+    /// The longest that the list of output files can be, encoded: for each a path, its length, a hash and a number.
+    fn output_list_bytes(&self) -> u64 {
+        (u64::from(self.output_files) + 1).saturating_mul(PATH_MAX_BYTES as u64 + 64)
+    }
+}
+
 /// What is to be run. All that the result depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
@@ -167,6 +176,16 @@ impl Work {
     /// All bytes that the work needs, the module first.
     pub fn materials(&self) -> impl Iterator<Item = Material> {
         [self.module].into_iter().chain(self.stdin).chain(self.inputs.iter().map(|(_, material)| *material))
+    }
+
+    /// Memory that a machine needs to run this, in bytes: the program's own, and all copies of what goes in and comes out, in the worker and beside it.
+    pub fn needed_bytes(&self) -> u64 {
+        let JobLimits { memory_bytes, output_bytes, log_bytes, .. } = self.limits;
+        let inputs = self.materials().map(|material| material.bytes).fold(0, u64::saturating_add);
+        [memory_bytes, inputs.saturating_mul(3), output_bytes.saturating_mul(4), log_bytes.saturating_mul(8)]
+            .into_iter()
+            .chain([self.module.bytes.saturating_mul(8), JOB_OVERHEAD_BYTES])
+            .fold(0, u64::saturating_add)
     }
 
     /// Checks what does not depend on prices or a machine.
@@ -358,6 +377,7 @@ impl Ran {
             && self.output_bytes <= limits.output_bytes
             && self.stdout.bytes <= limits.log_bytes
             && self.stderr.bytes <= limits.log_bytes
+            && self.outputs.bytes <= limits.output_list_bytes()
             && match &self.ended {
                 Ended::Trapped(why) | Ended::Refused(why) => why.len() <= REASON_MAX_BYTES,
                 Ended::Code(_) | Ended::OutOfFuel => true,
@@ -445,6 +465,27 @@ mod tests {
             w.inputs = (0..=INPUTS_MAX).map(|i| (format!("{i:04}"), Material::of(b""))).collect();
         };
         assert_eq!(with(many), Err(WorkError::Inputs(INPUTS_MAX + 1)));
+    }
+
+    #[test]
+    fn a_list_of_outputs_is_bounded_by_their_number() {
+        let work = work();
+        let ran = |bytes| Ran {
+            work: work.id(),
+            configuration: [0; 32],
+            ended: Ended::Code(0),
+            fuel: 0,
+            memory_peak_bytes: 0,
+            stdout: Material::of(b""),
+            stderr: Material::of(b""),
+            is_log_cut: false,
+            outputs: Material { bytes, ..Material::of(b"") },
+            output_bytes: 0,
+        };
+        let longest =
+            Outputs(vec![("p".repeat(PATH_MAX_BYTES), Material { bytes: u64::MAX, ..work.module }); 10]);
+        assert!(ran(to_bytes(&longest).len() as u64).is_within(&work));
+        assert!(!ran(1 << 62).is_within(&work));
     }
 
     fn verifiers(count: usize) -> Vec<PublicKey> {

@@ -40,6 +40,8 @@ pub enum Fault {
     WrongBytes,
     /// It signed another result of a job than comes out of it.
     WrongResult,
+    /// It was paid for a job and did not bring it to an end, or did not hand over what came out.
+    Abandoned,
 }
 
 impl Fault {
@@ -51,6 +53,7 @@ impl Fault {
             Self::Lost => "says that the data is not there, or cannot be read",
             Self::WrongBytes => "sent other bytes than it was given",
             Self::WrongResult => "signed a wrong result of a job",
+            Self::Abandoned => "left a job unfinished that it was paid for",
         }
     }
 }
@@ -158,11 +161,20 @@ impl Standing {
 
     /// The provider signed a wrong result of the work named `root`, which was run again. No line and no disk brings that about, so it is out at once.
     pub fn was_wrong(&mut self, now_s: u64, root: Root, why: &str) {
+        self.strike(now_s, root, Fault::WrongResult, why, STRIKES_MAX);
+    }
+
+    /// The provider was paid for the work named `root` and left it unfinished: a strike.
+    pub fn abandoned(&mut self, now_s: u64, root: Root, why: &str) {
+        self.strike(now_s, root, Fault::Abandoned, why, 1);
+    }
+
+    fn strike(&mut self, now_s: u64, root: Root, fault: Fault, why: &str, times: usize) {
         let why = why[..why.floor_char_boundary(WHY_MAX_BYTES)].to_owned();
         let place = Place { root, shard_bytes: 0, start: 0, end: 0 };
-        let strike = Strike { at_s: now_s, fault: Fault::WrongResult, why, place };
+        let strike = Strike { at_s: now_s, fault, why, place };
         self.strikes.retain(|strike| now_s < strike.at_s.saturating_add(STRIKE_LIFE_S));
-        self.strikes.extend(std::iter::repeat_n(strike, STRIKES_MAX));
+        self.strikes.extend(std::iter::repeat_n(strike, times));
         self.strikes.drain(..self.strikes.len().saturating_sub(2 * STRIKES_MAX));
     }
 

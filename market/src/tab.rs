@@ -219,6 +219,20 @@ impl Tab {
         self.open_jobs.get(job).map(|open| open.counted)
     }
 
+    /// Counts jobs that the other side alone has counted.
+    pub fn add_missed_jobs(&mut self, cost: Amount) {
+        self.jobs = self.jobs.checked_add(cost).unwrap_or(SUPPLY_MAX);
+    }
+
+    /// Takes over from `ours`, which jobs are under way and what they may cost: another's word for that would put money aside for nothing.
+    pub fn keep_open_jobs(&mut self, ours: &Self) {
+        let theirs = std::mem::take(&mut self.open_jobs);
+        for (job, open) in &ours.open_jobs {
+            let counted = theirs.get(job).map_or(open.counted, |theirs| theirs.counted.min(open.most));
+            self.open_jobs.insert(*job, OpenJob { most: open.most, counted: counted.max(open.counted) });
+        }
+    }
+
     /// Jobs that have not ended.
     pub fn open_jobs(&self) -> impl Iterator<Item = &JobId> {
         self.open_jobs.keys()
@@ -512,7 +526,9 @@ impl Tab {
         if self.unpaid_read_bytes() > READ_STEP_BYTES + READ_SLACK_BYTES {
             return Err(TabError::Implausible);
         }
-        if self.unpaid_jobs() > JOBS_UNPAID_MAX || self.open_jobs.len() > JOBS_OPEN_MAX {
+        // A job stands still once more than a step is unpaid; what ends meanwhile comes on top.
+        let most_unpaid = Amount(2 * JOBS_UNPAID_MAX.0);
+        if self.unpaid_jobs() > most_unpaid || self.open_jobs.len() > JOBS_OPEN_MAX {
             return Err(TabError::Implausible);
         }
         let Known { total: promised, through, .. } = self.known();

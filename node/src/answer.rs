@@ -36,8 +36,8 @@ use crate::index_log::IndexLogs;
 use crate::jobs::Jobs;
 use crate::judge::Judge;
 use crate::limits::{
-    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, OPENINGS,
-    READS_MAX, READS_PER_PEER_MAX, READS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
+    BULK_PIECE_BYTES, DELETE_MAX_ROOTS, HELLO_TIMEOUT, IDLE_TIMEOUT, INDEX_TRANSFERS_MAX, JOB_BYTES_SENT_MAX,
+    OPENINGS, READS_MAX, READS_PER_PEER_MAX, READS_PER_SUBNET_MAX, SESSIONS_MAX, SESSIONS_PER_PEER_MAX,
     SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout,
 };
 use crate::market::Market;
@@ -88,6 +88,8 @@ pub struct Answerer {
     earner: Option<Arc<Earner>>,
     jobs: Option<Arc<Jobs>>,
     judge: Option<Arc<Judge>>,
+    /// Files of jobs on their way.
+    job_bytes_sent: tokio::sync::Semaphore,
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
     market: Option<Arc<Market>>,
@@ -134,6 +136,7 @@ impl Answerer {
             earner,
             jobs: None,
             judge: None,
+            job_bytes_sent: tokio::sync::Semaphore::new(JOB_BYTES_SENT_MAX),
             logs,
             book,
             market,

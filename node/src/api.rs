@@ -194,8 +194,8 @@ pub use audits::{AuditInfo, ChallengerStatus, FailingInfo, StrikeInfo};
 pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, parse_range};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
 pub use jobs::{
-    ComputeStatus, FileInfo, GpuInfo, JobInfo, MaterialInfo, NewJob, OfferInfo, OrderInfo, WorkInfo,
-    ended_words,
+    ComputeStatus, FileInfo, GpuInfo, JobInfo, LOG_FROM, MaterialInfo, NewJob, OfferInfo, OrderInfo,
+    WorkInfo, ended_words,
 };
 pub use market::{Balance, Funding, MarketReport, Quote};
 

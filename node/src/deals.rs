@@ -44,7 +44,7 @@ use crate::sets;
 use crate::unix_now_s;
 
 pub use exchange::HeadChange;
-pub use hire::Hire;
+pub use hire::{Hire, OpenOrder};
 pub use pay::Pay;
 
 const KEY_PREFIX: &[u8] = b"client ";
@@ -144,6 +144,8 @@ struct Record {
     is_delivered: bool,
     /// Bytes read that the provider alone has counted, and that are on the tab all the same.
     reconciled_bytes: u64,
+    /// What jobs cost that the provider alone has counted, and that is on the tab all the same.
+    reconciled_jobs: Amount,
     /// The period in which that was last the case.
     reconciled_in: u64,
     /// Periods, not paid for yet, in which audits were tried and none was good.
@@ -177,6 +179,7 @@ impl Record {
             voucher: None,
             is_delivered: true,
             reconciled_bytes: 0,
+            reconciled_jobs: Amount::ZERO,
             reconciled_in: 0,
             failed_in: Vec::new(),
             presigned_through: None,

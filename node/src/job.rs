@@ -12,21 +12,21 @@ mod dispute;
 mod follow;
 mod record;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spare_market::amount::Amount;
 use spare_market::dispute::DISPUTE_WINDOW_S;
 use spare_market::hire::{Candidate, Passed, Wish, choose, why_passed};
-use spare_market::job::{Order, OrderV1, WorkError};
+use spare_market::job::{JobId, Order, OrderV1, WorkError};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed};
 use tokio::sync::Semaphore;
 
 use crate::chain::Chain;
 use crate::client::Client;
-use crate::deals::{DealError, Hire};
+use crate::deals::{DealError, Hire, OpenOrder};
 use crate::home::Identity;
 use crate::limits::{ORDERS_AT_ONCE_MAX, ORDERS_KEPT_MAX};
 use crate::market::Wallet;
@@ -35,6 +35,7 @@ use crate::meta::{Batch, Meta, MetaError, Table};
 use crate::unix_now_s;
 use crate::work::Workshop;
 
+use check::FetchError;
 pub(crate) use check::rerun;
 pub use check::{Bundle, BundleError, Verdict};
 use record::{Attempt, Record};
@@ -46,6 +47,10 @@ const KEY_PREFIX: &[u8] = b"client ";
 const BEGIN_WITHIN_S: u64 = 3600;
 /// Orders that fail before a job does.
 const FAILED_ORDERS_MAX: usize = 6;
+/// Most providers that run one job.
+const COPIES_MAX: u8 = 16;
+/// How long a provider may take to stop a job.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// How long providers are looked for when none is known.
 const LOOK_FOR: Duration = Duration::from_secs(10);
 
@@ -176,8 +181,15 @@ impl Orders {
             jobs: Mutex::new(jobs),
             places: Semaphore::new(ORDERS_AT_ONCE_MAX),
         };
+        let mut known = HashMap::new();
         for job in orders.all() {
             job.pin(orders.materials.pin(account, job.materials()));
+            known.extend(job.known_orders());
+        }
+        // What a crash left on a tab and nowhere else.
+        let of = |id: &JobId| known.get(id).copied().unwrap_or(OpenOrder::Unknown);
+        if let Err(error) = orders.client.deals.end_jobs(of) {
+            tracing::error!(%error, "jobs that are over could not be taken off their tabs");
         }
         Ok(orders)
     }
@@ -270,15 +282,24 @@ impl Orders {
     fn start(self: &Arc<Self>, job: Arc<Job>) {
         let orders = self.clone();
         tokio::spawn(async move {
-            let _place = orders.places.acquire().await.expect("the semaphore is never closed");
-            let carrying = orders.carry_through(&job);
-            let outcome = tokio::select! {
-                outcome = carrying => outcome,
-                () = job.is_cancelled() => {
-                    orders.stop_all(&job).await;
-                    Outcome::Cancelled
+            let (carrying, carried) = (orders.clone(), job.clone());
+            // A task of its own, so that whatever goes wrong in it, the job is over.
+            let carrying = tokio::spawn(async move {
+                let carrying_through = async {
+                    let _place = carrying.places.acquire().await.expect("the semaphore is never closed");
+                    carrying.carry_through(&carried).await
+                };
+                tokio::select! {
+                    outcome = carrying_through => outcome,
+                    () = carried.is_cancelled() => Outcome::Cancelled,
                 }
-            };
+            });
+            let outcome = carrying.await.unwrap_or_else(|error| {
+                tracing::error!(%error, job = %job.key, "a job ended abnormally");
+                Outcome::Failed("it ended abnormally; the log says more".to_owned())
+            });
+            orders.stop_all(&job).await;
+            orders.unlock(&job);
             job.finish(outcome);
             if let Err(error) = orders.keep(&job) {
                 tracing::error!(%error, "a job's end could not be noted; it is looked into again after a restart");
@@ -287,20 +308,42 @@ impl Orders {
         });
     }
 
-    /// Everything that happens to a job, one step after the other.
+    /// Everything that happens to a job, one step after the other. Who does not hand over what it was paid for is replaced.
     async fn carry_through(self: &Arc<Self>, job: &Arc<Job>) -> Outcome {
-        if let Err(why) = self.order_and_follow(job).await {
-            return Outcome::Failed(why);
+        loop {
+            if let Err(why) = self.order_and_follow(job).await {
+                return Outcome::Failed(why);
+            }
+            job.set_stage(Stage::Checking);
+            let result = match self.check(job).await {
+                Ok(result) => result,
+                Err(why) => return Outcome::Failed(why),
+            };
+            job.set_stage(Stage::Fetching);
+            match self.fetch(job, result).await {
+                Ok(done) => return done,
+                Err(FetchError::Here(why)) => return Outcome::Failed(why),
+                Err(FetchError::Withheld(withheld)) => {
+                    for (at, why) in withheld {
+                        let node = job.attempt(at).node;
+                        self.client.peers.standings.abandoned(&node, job.spec().work.id(), &why);
+                        job.attempt_failed(at, why);
+                    }
+                }
+            }
         }
-        job.set_stage(Stage::Checking);
-        let result = match self.check(job).await {
-            Ok(result) => result,
-            Err(why) => return Outcome::Failed(why),
-        };
-        job.set_stage(Stage::Fetching);
-        match self.fetch(job, result).await {
-            Ok(done) => done,
-            Err(why) => Outcome::Failed(why),
+    }
+
+    /// Lets go of collateral that was locked for orders whose results nobody disputes.
+    fn unlock(&self, job: &Job) {
+        let disputed: Vec<usize> = job.open_disputes().into_iter().map(|(at, _)| at).collect();
+        for at in (0..job.attempt_count()).filter(|at| !disputed.contains(at)) {
+            let attempt = job.attempt(at);
+            if let Some(cell) = self.client.deals.cell(attempt.deal)
+                && let Err(error) = self.client.deals.unlock(&cell, &attempt.id)
+            {
+                tracing::error!(%error, "a deal could not be noted");
+            }
         }
     }
 
@@ -407,17 +450,15 @@ impl Orders {
         job.set_stage(Stage::Funding);
         let begin_by_s = now_s + BEGIN_WITHIN_S;
         let prices = candidate.compute.as_ref().map(|c| c.prices).unwrap_or_default();
-        let penalty = match spec.check_percent {
-            0 => Amount::ZERO,
-            percent => {
-                Amount(prices.cost_max(&spec.work).0.saturating_mul(100).div_ceil(u128::from(percent)))
-            }
-        };
+        // Copies are compared each time.
+        let percent = if spec.copies > 1 { 100 } else { spec.check_percent };
+        let cost = prices.cost_max(&spec.work).0;
+        let penalty = Amount(cost.saturating_mul(100).checked_div(u128::from(percent)).unwrap_or(0));
         let verifiers: Vec<PublicKey> =
             self.verifiers.iter().filter(|node| **node != candidate.node).copied().collect();
         let can_dispute = spec.work.is_deterministic && verifiers.len() % 2 == 1;
         let verifiers = if can_dispute { verifiers } else { Vec::new() };
-        if spec.is_secured && !can_dispute {
+        if spec.is_secured && (!can_dispute || percent == 0) {
             return Err(DealError::NoVerifiers);
         }
         let penalty = if can_dispute { penalty } else { Amount::ZERO };
@@ -449,6 +490,7 @@ impl Orders {
             prices,
             cost: Amount::ZERO,
             end: None,
+            began: None,
         });
         self.keep(job)?;
         Ok(())
@@ -469,25 +511,34 @@ impl Orders {
     /// Stops whatever of a job is under way, and pays for what was counted.
     async fn stop_all(&self, job: &Arc<Job>) {
         for at in job.open_attempts() {
-            let attempt = job.attempt(at);
-            let cancelling =
-                self.client.peers.with_session(&attempt.node, async |s| s.cancel_job(attempt.id).await);
-            match cancelling.await {
-                Ok(state) => {
-                    let cost = state.cost.min(attempt.prices.cost_max(&job.spec().work));
-                    if let Some(cell) = self.client.deals.cell(attempt.deal)
-                        && let Err(error) = self.client.deals.count_job(&cell, &attempt.id, cost, true).await
-                    {
-                        tracing::info!(%error, "a job that was stopped could not be paid for");
-                    }
-                    job.count(at, cost);
-                }
-                Err(error) => {
-                    tracing::info!(node = %attempt.node, %error, "a job could not be stopped at its provider");
-                    self.end(&attempt).await;
-                }
-            }
+            self.stop(job, at).await;
             job.attempt_failed(at, "it was stopped".to_owned());
+        }
+    }
+
+    /// Stops an order at its provider, and pays for what was counted.
+    async fn stop(&self, job: &Arc<Job>, at: usize) {
+        let attempt = job.attempt(at);
+        let cancelling = self
+            .client
+            .peers
+            .with_session(&attempt.node, async |session| session.cancel_job(attempt.id).await);
+        match tokio::time::timeout(STOP_WITHIN, cancelling).await {
+            Ok(Ok(state)) => {
+                let cost = state.cost.min(job.payable(at, state.fuel)).max(attempt.cost);
+                if let Some(cell) = self.client.deals.cell(attempt.deal)
+                    && let Err(error) = self.client.deals.count_job(&cell, &attempt.id, cost, true).await
+                {
+                    tracing::info!(%error, "a job that was stopped could not be paid for");
+                }
+                job.count(at, cost);
+            }
+            other => {
+                if let Ok(Err(error)) = other {
+                    tracing::info!(node = %attempt.node, %error, "a job could not be stopped at its provider");
+                }
+                self.end(&attempt).await;
+            }
         }
     }
 
@@ -504,13 +555,17 @@ impl Orders {
 impl Spec {
     /// What is wanted of `providers` providers.
     fn wish(&self, providers: usize) -> Wish<'_> {
-        let is_compared = self.copies > 1 || self.check_percent > 0;
         Wish {
             providers,
             work: &self.work,
             cost_max: self.cost_max,
-            configuration: is_compared.then(spare_sandbox::engine::configuration),
+            configuration: self.is_compared().then(spare_sandbox::engine::configuration),
         }
+    }
+
+    /// Whether results of several runs may be compared.
+    fn is_compared(&self) -> bool {
+        self.copies > 1 || self.check_percent > 0
     }
 
     fn check(&self) -> Result<(), JobError> {
@@ -518,6 +573,9 @@ impl Spec {
             return Err(JobError::Checks(
                 "of the copies of a job, at least one and at most all have to agree",
             ));
+        }
+        if self.copies > COPIES_MAX {
+            return Err(JobError::Checks("a job has 16 copies at most"));
         }
         if self.copies > 1 && self.agree * 2 <= self.copies {
             return Err(JobError::Checks("more than half of the copies of a job have to agree"));
@@ -550,9 +608,9 @@ pub fn words(passed: &Passed) -> String {
         Passed::OtherEngine => {
             "runs another engine, so results cannot be compared; --check 0 takes it".to_owned()
         }
-        Passed::Memory { most_bytes } => {
-            format!("gives a job {most_bytes} bytes of memory at most; see --memory")
-        }
+        Passed::Memory { needed_bytes, most_bytes } => format!(
+            "gives a job {most_bytes} bytes of memory at most, and this one needs {needed_bytes} with all that goes in and comes out; see --memory and --output-max"
+        ),
         Passed::Output { most_bytes } => {
             format!("takes {most_bytes} bytes of output at most; see --output-max")
         }

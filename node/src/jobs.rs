@@ -14,22 +14,24 @@ mod queue;
 mod turn;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
 use spare_market::deal::DealId;
-use spare_market::job::{ComputePrices, JobId, JobReceipt, Material, Order, Work};
+use spare_market::job::{ComputePrices, JOBS_UNPAID_MAX, JobId, JobReceipt, Material, Order, Outputs, Work};
 use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::{NetworkId, Signed, SignedBytes};
+use spare_proofs::encode::from_bytes;
 use tokio::sync::Notify;
 
 use crate::earn::Earner;
 use crate::frames::{JobPhase, JobState, Refusal, RefusalCode};
 use crate::limits::{
-    JOB_INPUT_MAX_BYTES, JOB_LOG_MAX_BYTES, JOB_OVERHEAD_BYTES, JOB_WATCH_WAIT, JOBS_KEPT_MAX, JOBS_KEPT_S,
-    JOBS_WAITING_MAX, JOBS_WAITING_PER_CLIENT_MAX,
+    JOB_BEGIN_WITHIN_MAX_S, JOB_INPUT_MAX_BYTES, JOB_LOG_MAX_BYTES, JOB_WATCH_WAIT, JOBS_KEPT_MAX,
+    JOBS_KEPT_S, JOBS_WAITING_MAX, JOBS_WAITING_PER_CLIENT_MAX,
 };
 use crate::materials::{MaterialError, Materials};
 use crate::meta::{Batch, Meta, MetaError, Table};
@@ -152,6 +154,8 @@ pub struct Jobs {
     /// There may be something to begin.
     wake: Notify,
     counts: Mutex<Counts>,
+    /// Held while an order is taken, so that the same one is not taken twice.
+    taking: Mutex<()>,
 }
 
 fn record_key(id: &JobId) -> Vec<u8> {
@@ -205,6 +209,7 @@ impl Jobs {
             queue: Mutex::new(queue),
             wake: Notify::new(),
             counts: Mutex::default(),
+            taking: Mutex::default(),
         };
         let mut waiting = Vec::new();
         for (_, Record::V1 { client, order, work, taken_s, over }) in
@@ -213,6 +218,7 @@ impl Jobs {
             let order = order.check::<Order>(network)?;
             let entry = Entry::new(client, order, work, taken_s, over);
             if !entry.is_over() {
+                entry.pin(jobs.materials.pin(client, entry.work.materials()));
                 waiting.push((taken_s, entry.clone()));
             }
             jobs.entries().insert(entry.id, entry);
@@ -253,9 +259,9 @@ impl Jobs {
         &self.offer
     }
 
-    /// The highest memory limit that a job can have.
+    /// Most memory that one job may need.
     pub fn job_memory_bytes(&self) -> u64 {
-        self.offer.memory_bytes.saturating_sub(JOB_OVERHEAD_BYTES)
+        self.offer.memory_bytes
     }
 
     /// Where bytes of jobs are.
@@ -305,6 +311,7 @@ impl Jobs {
 
     fn take(&self, owner: &PublicKey, raw: SignedBytes, work: Work) -> Result<JobState, Refusal> {
         let order = raw.check::<Order>(self.network).map_err(|e| bad(e.to_string()))?;
+        let _taking = self.taking.lock().expect("no holder panics");
         if let Some(entry) = self.entry(&order.value().job_id()) {
             return self.owned(owner, &entry).map(|entry| self.state_of(entry, 0, 0));
         }
@@ -331,7 +338,6 @@ impl Jobs {
         self.entries().insert(entry.id, entry.clone());
         self.queue().push(entry.clone());
         self.wake.notify_one();
-        self.forget_old();
         Ok(self.state_of(&entry, 0, 0))
     }
 
@@ -357,10 +363,13 @@ impl Jobs {
         if v1.begin_by_s <= unix_now_s() {
             return Err(bad("the order was to be begun before now"));
         }
+        if v1.begin_by_s > unix_now_s() + JOB_BEGIN_WITHIN_MAX_S {
+            return Err(bad(format!("an order lets a provider wait {JOB_BEGIN_WITHIN_MAX_S} s at most")));
+        }
         let limits = &work.limits;
         let inputs = work.materials().skip(1).fold(0_u64, |sum, m| sum.saturating_add(m.bytes));
         for (what, wanted, most) in [
-            ("memory", queue::needed_bytes(work), self.offer.memory_bytes),
+            ("memory", work.needed_bytes(), self.offer.memory_bytes),
             ("output", limits.output_bytes, self.offer.output_bytes),
             ("printed text", limits.log_bytes, JOB_LOG_MAX_BYTES),
             ("module", work.module.bytes, MODULE_MAX_BYTES),
@@ -411,19 +420,31 @@ impl Jobs {
         Ok(self.state_of(&entry, stdout_from, stderr_from))
     }
 
-    /// Bytes that came out of a job.
+    /// A file of bytes that came out of a job.
     ///
     /// # Errors
     /// The refusal to send.
-    pub fn bytes(&self, owner: &PublicKey, id: &JobId, material: &Material) -> Result<Vec<u8>, Refusal> {
+    pub fn bytes(&self, owner: &PublicKey, id: &JobId, material: &Material) -> Result<File, Refusal> {
         let entry = self.find(owner, id)?;
-        if self.earner.unpaid_jobs(entry.order.v1().deal) > spare_market::job::JOBS_UNPAID_MAX {
+        if self.earner.unpaid_jobs(entry.order.v1().deal) > JOBS_UNPAID_MAX {
             return Err(Refusal::new(
                 RefusalCode::PaymentDue,
                 "jobs have cost more than is paid; send a voucher",
             ));
         }
-        self.materials.read(owner, material).map_err(|error| refusal_of(&error))
+        let ran = entry.ran(self.network).ok_or_else(no_job)?;
+        let is_result = || -> Result<bool, MaterialError> {
+            if [ran.stdout, ran.stderr, ran.outputs].contains(material) {
+                return Ok(true);
+            }
+            let list = self.materials.read(owner, &ran.outputs)?;
+            let listed = from_bytes::<Outputs>(&list, list.len()).unwrap_or_default();
+            Ok(listed.0.iter().any(|(_, of)| of == material))
+        };
+        if !is_result().map_err(|error| refusal_of(&error))? {
+            return Err(Refusal::new(RefusalCode::NotHere, "no such bytes came out of that job"));
+        }
+        self.materials.file(owner, material).map_err(|error| refusal_of(&error))
     }
 
     /// Stops a job.
@@ -448,6 +469,8 @@ impl Jobs {
         };
         if let Err(refusal) = counted {
             tracing::warn!(job = %entry.id, %refusal, "what a job cost could not be counted");
+            // It must not stay on the tab.
+            let _ = self.earner.end_job(deal, &entry.id);
         }
         match &over {
             Over::Ended { .. } => self.count(|counts| counts.ended += 1),
@@ -495,17 +518,34 @@ impl Jobs {
     /// Begins jobs as places come free, for as long as the node runs.
     pub async fn run(self: Arc<Self>) {
         loop {
-            while let Some(entry) = self.next() {
-                let jobs = self.clone();
-                tokio::task::spawn_blocking(move || {
-                    jobs.carry_out(&entry);
-                    jobs.queue().ended(&entry);
-                    jobs.wake.notify_one();
-                });
+            let jobs = self.clone();
+            let beginning = tokio::task::spawn_blocking(move || {
+                jobs.forget_old();
+                std::iter::from_fn(|| jobs.next()).collect::<Vec<_>>()
+            });
+            for entry in beginning.await.unwrap_or_default() {
+                tokio::spawn(self.clone().turn(entry));
             }
             // Memory may have come free, or somebody's time may be over.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.wake.notified()).await;
         }
+    }
+
+    /// One job's turn, whatever happens in it.
+    async fn turn(self: Arc<Self>, entry: Arc<Entry>) {
+        let (jobs, carried) = (self.clone(), entry.clone());
+        let ended = tokio::task::spawn_blocking(move || jobs.carry_out(&carried)).await;
+        if let Ok(false) = ended {
+            // All workers were busy with something else.
+            self.queue().put_back(entry);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        } else {
+            self.queue().ended(&entry);
+        }
+        if let Err(error) = ended {
+            tracing::error!(%error, "a job's turn ended abnormally");
+        }
+        self.wake.notify_one();
     }
 
     /// The next job to begin, if there is a place for it. Those whose time is over fail.

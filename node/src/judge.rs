@@ -22,21 +22,28 @@ use spare_sandbox::engine::configuration;
 use crate::chain::{Chain, ChainError};
 use crate::frames::{Refusal, RefusalCode};
 use crate::job::{OpenWorkshop, rerun};
+use crate::limits::JOB_INPUT_MAX_BYTES;
 use crate::market::Wallet;
 use crate::materials::Materials;
 use crate::meta::{Batch, Meta, MetaError, Table};
+use crate::work::MODULE_MAX_BYTES;
 
 const KEY_PREFIX: &[u8] = b"case ";
 /// How often it is looked whether something is due.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a machine that could not run a case is given.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Most fuel of work that is judged: about an hour's.
+const FUEL_MAX: u64 = 10_000_000_000_000;
+/// Cases that are judged at once.
+const CASES_AT_ONCE_MAX: usize = 4;
 
 /// A case: what was sent about a disputed job, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Case {
     /// The first version.
     V1 {
-        /// Who sent it.
-        from: PublicKey,
+        /// The work.
         work: Work,
         /// What was found, once it was run, and what hides that until it is revealed.
         verdict: Option<(Option<[u8; 32]>, [u8; 32])>,
@@ -51,6 +58,8 @@ pub struct Judge {
     meta: Arc<Meta>,
     materials: Arc<Materials>,
     workshop: Arc<OpenWorkshop>,
+    /// Most memory that work may need.
+    memory_bytes: u64,
     cases: Mutex<BTreeMap<JobId, Case>>,
 }
 
@@ -74,6 +83,7 @@ impl Judge {
         meta: Arc<Meta>,
         materials: Arc<Materials>,
         workshop: Arc<OpenWorkshop>,
+        memory_bytes: u64,
     ) -> Result<Self, MetaError> {
         let mut cases = BTreeMap::new();
         for (rest, case) in meta.all::<Case>(Table::Jobs, KEY_PREFIX)? {
@@ -81,7 +91,7 @@ impl Judge {
                 cases.insert(JobId(id), case);
             }
         }
-        Ok(Self { node, chain, wallet, meta, materials, workshop, cases: Mutex::new(cases) })
+        Ok(Self { node, chain, wallet, meta, materials, workshop, memory_bytes, cases: Mutex::new(cases) })
     }
 
     fn cases(&self) -> MutexGuard<'_, BTreeMap<JobId, Case>> {
@@ -101,12 +111,12 @@ impl Judge {
         })
     }
 
-    /// Whether `party` is client or provider of a deal.
-    fn is_party(&self, party: &PublicKey, deal: &DealId) -> Result<bool, ChainError> {
-        self.chain.view(|l| {
-            let deal = l.state().deal(deal);
-            deal.is_some_and(|deal| deal.terms.client == *party || deal.terms.provider == *party)
-        })
+    /// Client and provider of a deal.
+    fn parties(&self, deal: &DealId) -> Vec<PublicKey> {
+        let parties = self
+            .chain
+            .view(|l| l.state().deal(deal).map(|deal| vec![deal.terms.client, deal.terms.provider]));
+        parties.ok().flatten().unwrap_or_default()
     }
 
     /// Whether `party` may send bytes: a dispute about a job under that deal of its names this node.
@@ -116,7 +126,8 @@ impl Judge {
     pub fn admit(&self, party: &PublicKey, deal: DealId) -> Result<(), Refusal> {
         let open = || -> Result<bool, ChainError> {
             let (disputes, _) = self.disputes()?;
-            Ok(disputes.iter().any(|(_, dispute)| dispute.deal == deal) && self.is_party(party, &deal)?)
+            let is_named = disputes.iter().any(|(_, dispute)| dispute.deal == deal);
+            Ok(is_named && self.parties(&deal).contains(party))
         };
         match open() {
             Ok(true) => Ok(()),
@@ -140,10 +151,11 @@ impl Judge {
             return Err(not_a_case("the dispute is about other work"));
         }
         work.check().map_err(|e| not_a_case(&e.to_string()))?;
+        self.check_limits(&work)?;
         let held = work.materials().map(|material| self.materials.has(party, &material)).collect();
         let mut cases = self.cases();
         if let std::collections::btree_map::Entry::Vacant(vacant) = cases.entry(job) {
-            let case = Case::V1 { from: *party, work, verdict: None };
+            let case = Case::V1 { work, verdict: None };
             let mut batch = Batch::default();
             self.meta.commit(batch.put(Table::Jobs, &record_key(&job), &case)).map_err(|e| failed(&e))?;
             vacant.insert(case);
@@ -151,15 +163,37 @@ impl Judge {
         Ok(held)
     }
 
+    /// Checks that work is not more than a verifier runs for its fee.
+    fn check_limits(&self, work: &Work) -> Result<(), Refusal> {
+        let inputs = work.materials().skip(1).fold(0_u64, |sum, material| sum.saturating_add(material.bytes));
+        let is_within = work.needed_bytes() <= self.memory_bytes
+            && work.limits.fuel <= FUEL_MAX
+            && work.module.bytes <= MODULE_MAX_BYTES
+            && inputs <= JOB_INPUT_MAX_BYTES;
+        if is_within {
+            Ok(())
+        } else {
+            Err(Refusal::new(RefusalCode::TooLarge, "this is more than is judged here"))
+        }
+    }
+
     /// Judges whatever this node is named in, for as long as it runs.
     pub async fn run(self: Arc<Self>) {
+        let mut busy: BTreeMap<JobId, tokio::task::JoinHandle<()>> = BTreeMap::new();
         loop {
+            busy.retain(|_, judging| !judging.is_finished());
             match self.disputes() {
                 Ok((disputes, tick)) => {
-                    for (job, dispute) in &disputes {
-                        self.look_at(*job, dispute, tick).await;
-                    }
                     self.forget(&disputes);
+                    for (job, dispute) in disputes {
+                        if busy.len() < CASES_AT_ONCE_MAX && !busy.contains_key(&job) {
+                            let judge = self.clone();
+                            busy.insert(
+                                job,
+                                tokio::spawn(async move { judge.look_at(job, &dispute, tick).await }),
+                            );
+                        }
+                    }
                 }
                 Err(error) => tracing::error!(%error, "disputes cannot be looked at"),
             }
@@ -196,15 +230,17 @@ impl Judge {
         if let Some(known) = self.known(&job) {
             return Some(known);
         }
-        let Case::V1 { from, work, .. } = self.cases().get(&job).cloned()?;
-        if !work.materials().all(|material| self.materials.has(&from, &material)) {
-            return None;
-        }
+        let Case::V1 { work, .. } = self.cases().get(&job).cloned()?;
         let found = if dispute.configuration == configuration() {
-            let (materials, workshop) = (self.materials.clone(), self.workshop.clone());
-            let running = work.clone();
+            // Either party may have sent the bytes; one that sends none must not keep the other's from being looked at.
+            let has_all =
+                |party: &PublicKey| work.materials().all(|material| self.materials.has(party, &material));
+            let party = self.parties(&dispute.deal).into_iter().find(has_all)?;
+            let (materials, workshop, running) =
+                (self.materials.clone(), self.workshop.clone(), work.clone());
             let run = move || -> Result<[u8; 32], String> {
-                let gathered = materials.gather(&from, &running).map_err(|e| e.to_string())?;
+                let _pins = materials.pin(party, running.materials());
+                let gathered = materials.gather(&party, &running).map_err(|e| e.to_string())?;
                 let workshop = workshop.get().map_err(|e| e.to_string())?;
                 let done = rerun(&workshop, &running, gathered, &spare_sandbox::host::Stop::new());
                 Ok(done.map_err(|e| e.to_string())?.ran.hash())
@@ -213,15 +249,17 @@ impl Judge {
             match ran.map_err(|e| e.to_string()).and_then(|ran| ran) {
                 Ok(hash) => Some(hash),
                 Err(why) => {
-                    tracing::warn!(%job, why, "a disputed job could not be run again here");
-                    None
+                    // The machine may do better in a moment. A verifier that never does says nothing.
+                    tracing::warn!(%job, why, "a disputed job could not be run again here; it is tried again");
+                    tokio::time::sleep(TRY_AGAIN_AFTER).await;
+                    return None;
                 }
             }
         } else {
             None
         };
         let verdict = (found, rand::random());
-        let case = Case::V1 { from, work, verdict: Some(verdict) };
+        let case = Case::V1 { work, verdict: Some(verdict) };
         let kept = self.meta.commit(Batch::default().put(Table::Jobs, &record_key(&job), &case));
         if let Err(error) = kept {
             tracing::error!(%error, "a verdict could not be noted");

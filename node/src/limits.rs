@@ -203,7 +203,7 @@ pub const PUTS_MAX: usize = 4;
 pub const GETS_MAX: usize = 16;
 
 /// Most jobs of this client that are kept, over or not.
-pub const ORDERS_KEPT_MAX: usize = 10_000;
+pub const ORDERS_KEPT_MAX: usize = 4096;
 /// Most jobs of this client that are under way at once.
 pub const ORDERS_AT_ONCE_MAX: usize = 64;
 /// Bytes of what a running job printed that are kept, of each of both kinds: its end. The whole is there once it is over.
@@ -213,7 +213,7 @@ pub const JOBS_WAITING_PER_CLIENT_MAX: usize = 128;
 /// Most jobs that wait at a provider, of all clients.
 pub const JOBS_WAITING_MAX: usize = 1024;
 /// Most jobs that are over and that a provider still knows.
-pub const JOBS_KEPT_MAX: usize = 10_000;
+pub const JOBS_KEPT_MAX: usize = 1000;
 /// How long a provider knows a job that is over, in seconds.
 pub const JOBS_KEPT_S: u64 = 24 * 3600;
 /// How long what came out of a job is not dropped for want of room, in seconds.
@@ -226,8 +226,10 @@ pub const JOB_LOG_PIECE_BYTES: usize = 32 << 10;
 pub const JOB_INPUT_MAX_BYTES: u64 = 1 << 30;
 /// Most materials that are asked about at once: the most that one job needs.
 pub const JOB_MATERIALS_ASKED_MAX: usize = spare_market::job::INPUTS_MAX + 2;
-/// Memory of a job beside its limits and its inputs.
-pub const JOB_OVERHEAD_BYTES: u64 = 64 << 20;
+/// Most files of jobs that are sent at once, over all peers.
+pub const JOB_BYTES_SENT_MAX: usize = 32;
+/// The longest that an order may let a provider wait before it begins, in seconds.
+pub const JOB_BEGIN_WITHIN_MAX_S: u64 = 24 * 3600;
 /// How long an asker for a job's news is kept waiting.
 pub const JOB_WATCH_WAIT: Duration = Duration::from_secs(5);
 /// How long a job stands still for want of payment before it is given up.

@@ -24,8 +24,10 @@ use spare_proofs::tree::Root;
 /// Why bytes cannot be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub enum MaterialError {
-    /// Everything that is there is needed.
-    #[error("{bytes} bytes for jobs do not fit into the {max_bytes} bytes there are for them")]
+    /// Everything that is there is needed, or its owner has its share.
+    #[error(
+        "{bytes} bytes for jobs do not fit into the {max_bytes} bytes there are for them, of which nobody gets more than half"
+    )]
     NoRoom {
         /// What was to be kept.
         bytes: u64,
@@ -43,6 +45,9 @@ pub enum MaterialError {
     Io(#[from] io::Error),
 }
 
+/// Unit in which room is counted, so that many small files count, too.
+const BLOCK_BYTES: u64 = 4096;
+
 type Name = (PublicKey, Root);
 
 struct Held {
@@ -56,9 +61,45 @@ struct Held {
 #[derive(Default)]
 struct Inner {
     held: HashMap<Name, Held>,
-    /// Bytes held, and bytes under way.
-    used_bytes: u64,
+    /// Room of files held, and of those under way, by owner.
+    used_bytes: HashMap<PublicKey, u64>,
     uses: u64,
+}
+
+impl Inner {
+    fn in_all(&self) -> u64 {
+        self.used_bytes.values().sum()
+    }
+
+    fn of(&self, owner: &PublicKey) -> u64 {
+        self.used_bytes.get(owner).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, owner: PublicKey, room_bytes: u64) {
+        *self.used_bytes.entry(owner).or_default() += room_bytes;
+    }
+
+    fn give_back(&mut self, owner: &PublicKey, room_bytes: u64) {
+        if let Some(used) = self.used_bytes.get_mut(owner) {
+            *used = used.saturating_sub(room_bytes);
+            if *used == 0 {
+                self.used_bytes.remove(owner);
+            }
+        }
+    }
+
+    /// Files that nobody needs just now, longest unused first.
+    fn idle(&self, is_meant: impl Fn(&PublicKey) -> bool) -> Vec<Name> {
+        let idle = self.held.iter().filter(|(name, held)| held.pins == 0 && is_meant(&name.0));
+        let mut idle: Vec<(u64, Name)> = idle.map(|(name, held)| (held.used, *name)).collect();
+        idle.sort_unstable_by_key(|(used, _)| *used);
+        idle.into_iter().map(|(_, name)| name).collect()
+    }
+}
+
+/// Room that a file of `bytes` bytes takes: whole blocks of the disk, and at least one.
+fn room_of(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK_BYTES).max(1).saturating_mul(BLOCK_BYTES)
 }
 
 /// Bytes of jobs.
@@ -103,8 +144,9 @@ impl Materials {
         let mut inner = Inner::default();
         for (_, name, bytes) in found {
             inner.uses += 1;
-            inner.used_bytes += bytes;
-            inner.held.insert(name, Held { bytes, used: inner.uses, pins: 0 });
+            inner.add(name.0, room_of(bytes));
+            let used = inner.uses;
+            inner.held.insert(name, Held { bytes, used, pins: 0 });
         }
         Ok(Self { dir: dir.to_owned(), max_bytes, inner: Mutex::new(inner) })
     }
@@ -117,13 +159,13 @@ impl Materials {
         self.dir.join(hex(owner.key_bytes()))
     }
 
-    fn file(&self, owner: &PublicKey, root: &Root) -> PathBuf {
+    fn path(&self, owner: &PublicKey, root: &Root) -> PathBuf {
         self.folder(owner).join(hex(root.as_bytes()))
     }
 
-    /// Bytes kept and under way.
+    /// Room of what is kept and under way.
     pub fn used_bytes(&self) -> u64 {
-        self.inner().used_bytes
+        self.inner().in_all()
     }
 
     /// Whether `owner` keeps these bytes here.
@@ -138,39 +180,47 @@ impl Materials {
         })
     }
 
-    /// Makes room, and counts it as used.
-    fn reserve(&self, bytes: u64) -> Result<(), MaterialError> {
+    /// Makes room for a file of `owner`, and counts it as used: of the owner's own files first, if it has its share.
+    fn reserve(&self, owner: PublicKey, bytes: u64) -> Result<(), MaterialError> {
+        let (room_bytes, share_bytes) = (room_of(bytes), self.max_bytes / 2);
         let mut inner = self.inner();
-        if bytes > self.max_bytes {
-            return Err(MaterialError::NoRoom { bytes, max_bytes: self.max_bytes });
+        let none = || MaterialError::NoRoom { bytes, max_bytes: self.max_bytes };
+        if room_bytes > share_bytes {
+            return Err(none());
         }
-        if inner.used_bytes + bytes > self.max_bytes {
-            let mut idle: Vec<(u64, Name)> = inner
-                .held
-                .iter()
-                .filter(|(_, held)| held.pins == 0)
-                .map(|(name, h)| (h.used, *name))
-                .collect();
-            idle.sort_unstable_by_key(|(used, _)| *used);
-            for (_, name) in idle {
-                if inner.used_bytes + bytes <= self.max_bytes {
+        let over_share = |inner: &Inner| inner.of(&owner) + room_bytes > share_bytes;
+        let over_all = |inner: &Inner| inner.in_all() + room_bytes > self.max_bytes;
+        if over_share(&inner) {
+            for name in inner.idle(|of| *of == owner) {
+                if !over_share(&inner) {
                     break;
                 }
                 self.forget(&mut inner, &name);
             }
         }
-        if inner.used_bytes + bytes > self.max_bytes {
-            return Err(MaterialError::NoRoom { bytes, max_bytes: self.max_bytes });
+        if over_all(&inner) {
+            for name in inner.idle(|_| true) {
+                if !over_all(&inner) {
+                    break;
+                }
+                self.forget(&mut inner, &name);
+            }
         }
-        inner.used_bytes += bytes;
+        if over_share(&inner) || over_all(&inner) {
+            return Err(none());
+        }
+        inner.add(owner, room_bytes);
         Ok(())
     }
 
     fn forget(&self, inner: &mut Inner, name: &Name) {
         if let Some(held) = inner.held.remove(name) {
-            inner.used_bytes -= held.bytes;
-            if let Err(error) = fs::remove_file(self.file(&name.0, &name.1)) {
-                tracing::warn!(%error, "a file of a job could not be removed");
+            inner.give_back(&name.0, room_of(held.bytes));
+            match fs::remove_file(self.path(&name.0, &name.1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "a file of a job could not be removed");
+                }
+                _ => {}
             }
         }
     }
@@ -180,7 +230,7 @@ impl Materials {
     /// # Errors
     /// [`MaterialError::NoRoom`], or the disk failed.
     pub fn begin(self: &Arc<Self>, owner: PublicKey, material: Material) -> Result<Incoming, MaterialError> {
-        self.reserve(material.bytes)?;
+        self.reserve(owner, material.bytes)?;
         let number: u64 = rand::random();
         let path = self.folder(&owner).join(format!(".{number:016x}"));
         // From here on the room is given back when it is dropped.
@@ -221,13 +271,30 @@ impl Materials {
             return Err(MaterialError::NotHere(material.root));
         }
         let mut bytes = Vec::new();
-        File::open(self.file(owner, &material.root))?.read_to_end(&mut bytes)?;
+        self.file(owner, material)?.read_to_end(&mut bytes)?;
         if Material::of(&bytes) != *material {
             tracing::error!(root = %material.root, "a file of a job changed on disk");
             self.forget(&mut self.inner(), &(*owner, material.root));
             return Err(MaterialError::NotHere(material.root));
         }
         Ok(bytes)
+    }
+
+    /// The file of the bytes named by `material`, unchecked: whoever gets them compares.
+    ///
+    /// # Errors
+    /// [`MaterialError`].
+    pub fn file(&self, owner: &PublicKey, material: &Material) -> Result<File, MaterialError> {
+        if !self.has(owner, material) {
+            return Err(MaterialError::NotHere(material.root));
+        }
+        match File::open(self.path(owner, &material.root)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.forget(&mut self.inner(), &(*owner, material.root));
+                Err(MaterialError::NotHere(material.root))
+            }
+            opened => Ok(opened?),
+        }
     }
 
     /// All bytes that `work` needs.
@@ -292,19 +359,18 @@ impl Incoming {
             return Err(MaterialError::Other(root));
         }
         drop(self.file.take());
-        fs::rename(&self.path, self.materials.file(&self.owner, &root))?;
-        self.is_kept = true;
         let mut inner = self.materials.inner();
+        fs::rename(&self.path, self.materials.path(&self.owner, &root))?;
+        self.is_kept = true;
         inner.uses += 1;
         let used = inner.uses;
-        let name = (self.owner, root);
-        if let Some(held) = inner.held.get_mut(&name) {
-            // Two brought it at once.
-            held.used = used;
-            inner.used_bytes -= bytes;
-        } else {
-            inner.held.insert(name, Held { bytes, used, pins: 0 });
+        // Two may have brought it at once, or what was there was cut short.
+        let before = inner.held.remove(&(self.owner, root));
+        if let Some(before) = &before {
+            inner.give_back(&self.owner, room_of(before.bytes));
         }
+        let pins = before.map_or(0, |before| before.pins);
+        inner.held.insert((self.owner, root), Held { bytes, used, pins });
         Ok(())
     }
 }
@@ -312,7 +378,7 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.is_kept {
-            self.materials.inner().used_bytes -= self.material.bytes;
+            self.materials.inner().give_back(&self.owner, room_of(self.material.bytes));
             // It may not even have been made.
             let _ = fs::remove_file(&self.path);
         }
@@ -330,7 +396,8 @@ impl Drop for Pins {
         let mut inner = self.materials.inner();
         for name in &self.names {
             if let Some(held) = inner.held.get_mut(name) {
-                held.pins -= 1;
+                // What had rotted was forgotten, and is another one since.
+                held.pins = held.pins.saturating_sub(1);
             }
         }
     }
@@ -344,7 +411,7 @@ mod tests {
     const BOB: PublicKey = PublicKey::Ed25519([2; 32]);
 
     fn open(dir: &Path) -> Arc<Materials> {
-        Arc::new(Materials::open(dir, 100).unwrap())
+        Arc::new(Materials::open(dir, 8 * BLOCK_BYTES).unwrap())
     }
 
     #[test]
@@ -361,34 +428,62 @@ mod tests {
         let mut long = materials.begin(BOB, material).unwrap();
         assert!(matches!(long.write(b"too long"), Err(MaterialError::Other(_))));
         drop(long);
-        assert_eq!(materials.used_bytes(), 5);
+        assert_eq!(materials.used_bytes(), BLOCK_BYTES);
         assert_eq!(fs::read_dir(materials.folder(&BOB)).unwrap().count(), 0, "what failed is gone");
-        fs::write(materials.file(&ANN, &material.root), b"rotte").unwrap();
+        let pins = materials.pin(ANN, [material]);
+        fs::write(materials.path(&ANN, &material.root), b"rotte").unwrap();
         assert!(matches!(materials.read(&ANN, &material), Err(MaterialError::NotHere(_))));
         assert_eq!((materials.has(&ANN, &material), materials.used_bytes()), (false, 0));
+        materials.put(ANN, b"bytes").unwrap();
+        drop(pins);
+        // Cut short by a power cut, it can be brought again.
+        fs::write(materials.path(&ANN, &material.root), b"by").unwrap();
+        drop(materials);
+        let materials = open(dir.path());
+        assert!(!materials.has(&ANN, &material));
+        materials.put(ANN, b"bytes").unwrap();
+        assert_eq!(materials.read(&ANN, &material).unwrap(), b"bytes");
+        fs::remove_file(materials.path(&ANN, &material.root)).unwrap();
+        assert!(matches!(materials.read(&ANN, &material), Err(MaterialError::NotHere(_))));
+        assert_eq!(materials.used_bytes(), 0);
     }
 
     #[test]
     fn what_is_needed_stays_and_the_rest_goes_longest_unused_first() {
         let dir = tempfile::tempdir().unwrap();
         let materials = open(dir.path());
-        let [a, b, c] = [1, 2, 3].map(|tag| materials.put(ANN, &[tag; 30]).unwrap());
+        let [a, b, c, d] = [1, 2, 3, 4].map(|tag| materials.put(ANN, &[tag; 30]).unwrap());
         let pins = materials.pin(ANN, [a]);
         assert!(materials.has(&ANN, &b), "used just now");
-        let d = materials.put(BOB, &[4; 40]).unwrap();
-        assert_eq!([a, b, c].map(|m| materials.has(&ANN, &m)), [true, true, false]);
-        let all = materials.pin(ANN, [b]);
-        let of_bob = materials.pin(BOB, [d]);
-        assert!(matches!(materials.put(BOB, &[5; 1]), Err(MaterialError::NoRoom { .. })));
-        assert!(matches!(materials.put(BOB, &[5; 101]), Err(MaterialError::NoRoom { .. })));
-        drop((pins, all, of_bob));
-        materials.put(BOB, &[5; 100]).unwrap();
-        assert_eq!(materials.used_bytes(), 100);
+        // Nobody gets more than half: its own go first.
+        let e = materials.put(ANN, &[5; 30]).unwrap();
+        assert_eq!([a, b, c, d, e].map(|m| materials.has(&ANN, &m)), [true, true, false, true, true]);
+        let of_bob = materials.put(BOB, &vec![6; 4 * BLOCK_BYTES as usize]).unwrap();
+        assert_eq!(materials.used_bytes(), 8 * BLOCK_BYTES);
+        let carl = PublicKey::Ed25519([3; 32]);
+        materials.put(carl, &[7; 1]).unwrap();
+        assert!(!materials.has(&ANN, &b) && materials.has(&BOB, &of_bob), "the longest unused of all");
+        let all = [
+            materials.pin(ANN, [a, d, e]),
+            materials.pin(BOB, [of_bob]),
+            materials.pin(carl, [Material::of(&[7])]),
+        ];
+        assert!(matches!(materials.put(carl, &[8; 1]), Err(MaterialError::NoRoom { .. })));
+        assert!(matches!(materials.put(BOB, &[8; 1]), Err(MaterialError::NoRoom { .. })));
+        let too_much = vec![9; 4 * BLOCK_BYTES as usize + 1];
+        assert!(matches!(materials.put(carl, &too_much), Err(MaterialError::NoRoom { .. })));
+        drop((pins, all));
+        materials.put(carl, &[8; 1]).unwrap();
         drop(materials);
         fs::write(dir.path().join(hex(ANN.key_bytes())).join(".0"), b"under way").unwrap();
         let materials = open(dir.path());
-        assert_eq!(materials.used_bytes(), 100);
-        assert!(materials.has(&BOB, &Material::of(&[5; 100])));
-        assert_eq!(fs::read_dir(materials.folder(&ANN)).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(materials.folder(&ANN))
+                .unwrap()
+                .filter(|f| f.as_ref().unwrap().file_name() == ".0")
+                .count(),
+            0
+        );
+        assert!(materials.has(&carl, &Material::of(&[8])));
     }
 }

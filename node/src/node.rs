@@ -184,7 +184,8 @@ impl Node {
         let materials = Arc::new(Materials::open(&home.file("materials"), config.compute.room.0)?);
         let (compiled, slots) = (home.file("compiled"), crate::capacity::slots(&config.compute));
         let workshop =
-            Arc::new(OpenWorkshop::new(move || Workshop::open(&compiled, COMPILED_MAX_BYTES, slots)));
+            // One more, for what this node runs again itself.
+            Arc::new(OpenWorkshop::new(move || Workshop::open(&compiled, COMPILED_MAX_BYTES, slots + 1)));
         let deals = Arc::new(Deals::open(
             &identity,
             meta.clone(),
@@ -228,7 +229,9 @@ impl Node {
         let is_verifier = config.compute.verify || market.is_here();
         let open_judge = || {
             let (chain, wallet, meta) = (chain.clone(), wallet.clone(), meta.clone());
-            Judge::open(node, chain, wallet, meta, materials.clone(), workshop.clone()).map(Arc::new)
+            let memory_bytes = crate::capacity::memory_bytes(&config.compute);
+            Judge::open(node, chain, wallet, meta, materials.clone(), workshop.clone(), memory_bytes)
+                .map(Arc::new)
         };
         let judge = is_verifier.then(open_judge).transpose()?;
         let (rate, days) = (config.provide.scrub_rate.0, config.provide.scrub_days);
@@ -571,7 +574,7 @@ fn compute_prices(config: &Config) -> anyhow::Result<Option<ComputePrices>> {
     Ok(Some(config.compute.prices().map_err(anyhow::Error::msg)?))
 }
 
-/// The provider's jobs, if any are offered, or were.
+/// The provider's jobs, if any are offered.
 fn open_jobs(
     config: &Config,
     identity: &Identity,

@@ -115,6 +115,12 @@ impl Standings {
         self.change(node, |standing| standing.was_wrong(unix_now_s(), Root::from_bytes(work), why));
     }
 
+    /// Notes that `node` was paid for the work with this hash and left it unfinished.
+    pub fn abandoned(&self, node: &PublicKey, work: [u8; 32], why: &str) {
+        tracing::warn!(%node, why, "a provider {}", Fault::Abandoned.sentence());
+        self.change(node, |standing| standing.abandoned(unix_now_s(), Root::from_bytes(work), why));
+    }
+
     /// Notes that `node` was told what is held against it.
     pub fn told(&self, node: &PublicKey) {
         self.change(node, Standing::told);

@@ -67,6 +67,17 @@ pub enum WorkFailure {
     Start(#[from] std::io::Error),
 }
 
+impl WorkFailure {
+    /// Whether it did not begin since all workers had other work.
+    pub fn is_for_want_of_workers(&self) -> bool {
+        matches!(
+            self,
+            Self::Worker(WorkerError::AllBusy { .. })
+                | Self::Compile(CompiledError::Compile(CompileFailure::Worker(WorkerError::AllBusy { .. })))
+        )
+    }
+}
+
 /// The bytes that work names.
 #[derive(Debug, Clone, Default)]
 pub struct Materials {

@@ -154,6 +154,15 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             "deals/{deal}",
             "doctor",
             "evidence/{name}",
+            "jobs",
+            "jobs/materials/{root}",
+            "jobs/missing",
+            "jobs/offers",
+            "jobs/{job}",
+            "jobs/{job}/cancel",
+            "jobs/{job}/log/{stream}",
+            "jobs/{job}/outputs",
+            "jobs/{job}/receipt",
             "market",
             "market/blocks",
             "market/fund",
@@ -163,6 +172,7 @@ fn a_wrong_token_or_route_is_refused_and_the_description_is_open() {
             "status",
             "transfers",
             "withdraw",
+            "work",
         ];
         assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
     });

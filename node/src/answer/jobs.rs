@@ -8,7 +8,9 @@ use spare_market::job::{JobId, Material, Work};
 use spare_market::keys::PublicKey;
 use spare_market::signed::SignedBytes;
 
-use super::{Answerer, SessionEnd, account, drain, fill, is_unfunded, send_bulk, within};
+use super::{Answerer, SessionEnd, account, drain, fill, is_unfunded, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::frames::{Refusal, RefusalCode, Response, write_frame};
 use crate::jobs::{Jobs, refusal_of};
 use crate::limits::{
@@ -188,13 +190,32 @@ impl Answerer {
             Ok(found) => found,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let read = tokio::task::spawn_blocking(move || jobs.bytes(&owner, &job, &material)).await?;
-        match read {
-            Ok(bytes) => {
-                send_bulk(wire, &Response::JobBytes { bytes: bytes.len() as u64 }, &bytes).await?;
-                Ok(Ok(Response::Done))
+        let Ok(_place) = self.job_bytes_sent.try_acquire() else {
+            return Ok(Err(Refusal::new(
+                RefusalCode::Busy,
+                "many results are being sent; try again in a moment",
+            )));
+        };
+        let opened = tokio::task::spawn_blocking(move || jobs.bytes(&owner, &job, &material)).await?;
+        let mut file = match opened {
+            Ok(file) => tokio::fs::File::from_std(file),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let announced = Response::JobBytes { bytes: material.bytes };
+        within(STALL_TIMEOUT, write_frame(&mut wire.send, &announced)).await?;
+        let send = async {
+            let mut left = material.bytes as usize;
+            let mut piece = vec![0; left.min(BULK_PIECE_BYTES)];
+            while left > 0 {
+                let len = left.min(piece.len());
+                // A file that is cut short ends the session, as any failing disk does.
+                file.read_exact(&mut piece[..len]).await?;
+                within(STALL_TIMEOUT, wire.send.write_all(&piece[..len])).await?;
+                left -= len;
             }
-            Err(refusal) => Ok(Err(refusal)),
-        }
+            within(STALL_TIMEOUT, wire.send.flush()).await
+        };
+        within(bulk_timeout(material.bytes), send).await?;
+        Ok(Ok(Response::Done))
     }
 }

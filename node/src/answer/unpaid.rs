@@ -42,7 +42,8 @@ impl Cost {
             Request::Head { .. } => (4, true),
             Request::Vouchers { .. } => (2, true),
             Request::Materials { materials } => (1 + materials.len() as u64 / 16, false),
-            Request::WatchJob { .. } => (1, false),
+            // Of a job that there is, and that is paid for.
+            Request::WatchJob { .. } => (1, true),
             Request::CancelJob { .. } | Request::Case { .. } => (4, false),
             Request::Delete { roots } | Request::Holds { roots } => (1 + roots.len() as u64 / 16, false),
             // A synced write.

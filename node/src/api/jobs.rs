@@ -23,6 +23,8 @@ use crate::materials::MaterialError;
 use crate::node::Node;
 use crate::reach::How;
 
+/// The header that says where a log begins: what was printed long ago is not kept while a job runs.
+pub const LOG_FROM: &str = "x-log-from";
 /// Longest wait for a job's news.
 const WAIT_MAX_S: u64 = 30;
 
@@ -621,7 +623,7 @@ pub(super) struct LogQuery {
     from: u64,
 }
 
-/// What a job has printed to standard output or standard error, from a byte on. While it runs, that is what has arrived of its end.
+/// What a job has printed to standard output or standard error, from a byte on. While it runs, that is what is kept of its end; the header `x-log-from` says from where.
 #[utoipa::path(get, path = "/v1/jobs/{job}/log/{stream}", params(("job" = String, Path), ("stream" = String, Path, description = "`stdout` or `stderr`"), LogQuery),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn log(
@@ -635,18 +637,16 @@ pub(super) async fn log(
         "stderr" => false,
         _ => return Err(bad("a job has a log of stdout and of stderr")),
     };
-    let bytes = match job.outcome() {
+    let (at, bytes) = match job.outcome() {
         Some(Outcome::Done { ran, .. }) => {
             let material = if is_stdout { ran.stdout } else { ran.stderr };
             let all = read(&node, material).await?;
-            all[query.from.min(all.len() as u64) as usize..].to_vec()
+            let from = query.from.min(all.len() as u64);
+            (from, all[from as usize..].to_vec())
         }
-        _ => {
-            let (stdout, stderr) = job.log(query.from, query.from);
-            if is_stdout { stdout } else { stderr }
-        }
+        _ => job.log(is_stdout, query.from),
     };
-    Ok(bytes.into_response())
+    Ok(([(LOG_FROM, at.to_string())], bytes).into_response())
 }
 
 async fn read(node: &Node, material: Material) -> Result<Vec<u8>, ApiError> {

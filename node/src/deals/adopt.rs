@@ -225,6 +225,7 @@ impl Deals {
         next.next_seq = next.next_seq.max(tab.head().map_or(1, |h| h.head.seq + 1));
         let ours = record.tab.promised().copied();
         (next.tab, next.head, next.proposal) = (tab, head, None);
+        next.tab.keep_open_jobs(&record.tab);
         let theirs = next.tab.promised().map_or(Amount::ZERO, |v| v.total);
         match ours.filter(|ours| ours.total > theirs) {
             Some(ours) => next.tab.promise(ours),

@@ -26,6 +26,7 @@ const PAY_JOBS_AT: Amount = Amount(JOBS_UNPAID_MAX.0 / 4);
 /// Collateral that a job may still be lost of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Locked {
+    job: JobId,
     /// Unix time in seconds until which the job's result can be disputed.
     until_s: u64,
     penalty: Amount,
@@ -45,6 +46,17 @@ pub struct Hire<'a> {
     pub is_secured: bool,
     /// Unix time in seconds until which the result can be disputed.
     pub disputable_until_s: u64,
+}
+
+/// What is known of an order whose job is on a tab.
+#[derive(Debug, Clone, Copy)]
+pub enum OpenOrder {
+    /// It is under way.
+    Open,
+    /// There is a receipt: what it cost.
+    Ended(Amount),
+    /// Nothing.
+    Unknown,
 }
 
 /// A deal that is to pay for a job, and what it lacks.
@@ -91,10 +103,11 @@ impl Deals {
         };
         let penalty = hire.penalty.min(pledged);
         let order = sign(cell.id, penalty);
-        let locked = Locked { until_s: hire.disputable_until_s, penalty };
+        let job = order.value().job_id();
+        let locked = Locked { job, until_s: hire.disputable_until_s, penalty };
         let mut record = cell.lock();
         let mut next = record.clone();
-        next.tab.begin_job(order.value().job_id(), prices.cost_max(hire.work))?;
+        next.tab.begin_job(job, prices.cost_max(hire.work))?;
         if penalty > Amount::ZERO {
             next.locked.push(locked);
         }
@@ -164,9 +177,10 @@ impl Deals {
     ) -> Result<(), DealError> {
         let unpaid = {
             let mut record = cell.lock();
-            if record.tab.job(job).is_some() {
+            if let Some(counted) = record.tab.job(job).filter(|counted| is_end || *counted < cost) {
                 let mut next = record.clone();
-                next.tab.count_job(job, cost)?;
+                // A provider that was started again says less than it had counted.
+                next.tab.count_job(job, cost.max(counted))?;
                 if is_end {
                     next.tab.end_job(job);
                 }
@@ -188,6 +202,46 @@ impl Deals {
     pub async fn end_job(&self, cell: &Cell, job: &JobId) -> Result<(), DealError> {
         let counted = cell.lock().tab.job(job).unwrap_or_default();
         self.count_job(cell, job, counted, true).await
+    }
+
+    /// Lets go of the collateral that was locked for a job whose result nobody will dispute.
+    ///
+    /// # Errors
+    /// When the local records fail.
+    pub fn unlock(&self, cell: &Cell, job: &JobId) -> Result<(), DealError> {
+        let mut record = cell.lock();
+        let mut next = record.clone();
+        next.locked.retain(|locked| locked.job != *job);
+        if next.locked.len() < record.locked.len() {
+            self.meta.note(Batch::default().put(Table::Deals, &record_key(cell.id), &next))?;
+            *record = next;
+        }
+        Ok(())
+    }
+
+    /// Takes jobs off tabs that a crash left there: those that `is_open` does not know, and those of which it knows what they cost in the end.
+    ///
+    /// # Errors
+    /// When the local records fail.
+    pub fn end_jobs(&self, is_open: impl Fn(&JobId) -> OpenOrder) -> Result<(), DealError> {
+        for cell in self.cells() {
+            let mut record = cell.lock();
+            let mut next = record.clone();
+            for job in record.tab.open_jobs() {
+                match is_open(job) {
+                    OpenOrder::Open => continue,
+                    // What it says cannot be less than was counted, or it is as was counted.
+                    OpenOrder::Ended(cost) => drop(next.tab.count_job(job, cost)),
+                    OpenOrder::Unknown => {}
+                }
+                next.tab.end_job(job);
+            }
+            if next != *record {
+                self.meta.note(Batch::default().put(Table::Deals, &record_key(cell.id), &next))?;
+                *record = next;
+            }
+        }
+        Ok(())
     }
 
     /// The deal `id` of this node's.

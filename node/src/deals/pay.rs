@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use spare_market::amount::Amount;
+use spare_market::job::JOBS_UNPAID_MAX;
 use spare_market::keys::PublicKey;
 use spare_market::signed::{Signed, SignedBytes};
 use spare_market::standing::{Fault, Place};
@@ -150,7 +152,7 @@ impl Deals {
             let refusal = match handing.await {
                 Ok(()) if has_all && what == Pay::Demanded && !is_last_try => {
                     // The provider wants payment, and by what is known here it has it: it has counted more.
-                    self.reconcile_reads(cell).await?;
+                    self.reconcile(cell).await?;
                     continue;
                 }
                 Ok(()) if has_all => return Ok(()),
@@ -170,16 +172,16 @@ impl Deals {
             match refusal.code {
                 // Another node of this account has promised more. What it promised counts here, too.
                 RefusalCode::StaleVoucher => self.take_over(cell).await?,
-                RefusalCode::BadVoucher => self.reconcile_reads(cell).await?,
+                RefusalCode::BadVoucher => self.reconcile(cell).await?,
                 _ => return Err(PeerError::Refused(refusal).into()),
             }
         }
         Ok(())
     }
 
-    /// Takes the provider's count of bytes read, if it is a little higher than this node's: what was under way when a connection broke, or
-    /// this node was killed, is counted there alone.
-    async fn reconcile_reads(&self, cell: &Cell) -> Result<(), DealError> {
+    /// Takes the provider's count of bytes read and of what jobs cost, if it is a little higher than this node's: what was under way when a connection
+    /// broke, or this node was killed, is counted there alone.
+    async fn reconcile(&self, cell: &Cell) -> Result<(), DealError> {
         let id = cell.id;
         let state = self.peers.with_session(&cell.node, async |session| session.deal_state(id).await).await?;
         let mut record = cell.lock();
@@ -195,6 +197,15 @@ impl Deals {
         }
         let mut next = record.clone();
         next.tab.add_read(missed);
+        let missed_jobs = state.tab.jobs().saturating_sub(record.tab.jobs());
+        let jobs_before =
+            record.reconciled_jobs.saturating_sub(Amount(u128::from(elapsed) * JOBS_UNPAID_MAX.0));
+        let jobs = jobs_before.checked_add(missed_jobs).unwrap_or(missed_jobs);
+        if jobs > Amount(2 * JOBS_UNPAID_MAX.0 + record.tab.jobs().0 / u128::from(READS_TRUSTED)) {
+            return Err(DealError::State("it counts far more for jobs than was ordered from here"));
+        }
+        next.tab.add_missed_jobs(missed_jobs);
+        next.reconciled_jobs = jobs;
         (next.reconciled_bytes, next.reconciled_in) = (before + missed, now);
         self.meta.note(Batch::default().put(Table::Deals, &record_key(id), &next))?;
         *record = next;

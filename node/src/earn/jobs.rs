@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use spare_market::amount::Amount;
 use spare_market::deal::DealId;
-use spare_market::job::{ComputePrices, JobId, Order, Work};
+use spare_market::job::{ComputePrices, JOBS_UNPAID_MAX, JobId, Order, Work};
 use spare_market::keys::PublicKey;
 use spare_market::signed::Signed;
-use spare_market::tab::TabError;
 
 use super::{Cell, Earner, internal, no_deal, not_a_signer, record_key, refused};
 use crate::crash;
@@ -15,20 +14,21 @@ use crate::frames::{Refusal, RefusalCode};
 use crate::meta::{Batch, Table};
 
 impl Earner {
-    /// Puts an order's job on its deal's tab, if the escrow has what the job can cost. Durable when it returns. Returns the deal's prices.
+    /// Puts an order's job on its deal's tab, if the escrow has what the job can cost. Durable when it returns.
     ///
     /// # Errors
     /// The refusal to send.
-    pub fn begin_job(
-        &self,
-        owner: &PublicKey,
-        order: &Signed<Order>,
-        work: &Work,
-    ) -> Result<ComputePrices, Refusal> {
+    pub fn begin_job(&self, owner: &PublicKey, order: &Signed<Order>, work: &Work) -> Result<(), Refusal> {
         let (id, job) = (order.value().v1().deal, order.value().job_id());
         let (cell, deal) = self.open_deal(owner, id)?;
         if !deal.signers.contains(&order.signer()) {
             return Err(not_a_signer());
+        }
+        if self.unpaid_jobs(id) > JOBS_UNPAID_MAX {
+            return Err(Refusal::new(
+                RefusalCode::PaymentDue,
+                "jobs have cost more than is paid; send a voucher",
+            ));
         }
         let prices = deal.terms.compute.ok_or_else(|| no_deal("the deal's terms have no prices of jobs"))?;
         if deal.collateral < order.value().v1().penalty {
@@ -48,7 +48,7 @@ impl Earner {
         let mut batch = Batch::default();
         self.meta.commit(batch.put(Table::Deals, &record_key(id), &next)).map_err(internal)?;
         *record = next;
-        Ok(prices)
+        Ok(())
     }
 
     fn job_cell(&self, id: DealId) -> Option<Arc<Cell>> {
@@ -97,12 +97,11 @@ impl Earner {
     pub fn count_job(&self, id: DealId, job: &JobId, cost: Amount, is_end: bool) -> Result<(), Refusal> {
         let Some(cell) = self.job_cell(id) else { return Err(no_deal("the deal is over")) };
         let mut record = cell.lock();
+        // What ended before a crash is counted.
+        let Some(counted) = record.tab.job(job) else { return Ok(()) };
         let mut next = record.clone();
-        match next.tab.count_job(job, cost) {
-            // What ended before a crash is counted.
-            Err(TabError::Job) if is_end && record.tab.job(job).is_none() => return Ok(()),
-            counted => counted.map_err(refused)?,
-        }
+        // A second run, after a crash, of work that is not deterministic may cost less than the first one had.
+        next.tab.count_job(job, cost.max(counted)).map_err(refused)?;
         if is_end {
             next.tab.end_job(job);
         }

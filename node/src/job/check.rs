@@ -12,14 +12,26 @@ use spare_sandbox::host::Stop;
 use spare_sandbox::run::Go;
 
 use super::{Checked, CheckedBy, Job, Orders, Outcome};
+use crate::deals::Pay;
+use crate::frames::RefusalCode;
 use crate::jobs::wall;
 use crate::materials::MaterialError;
+use crate::peers::PeerError;
 use crate::work::{Client, Done, Materials, WorkFailure, Workshop};
 
 /// Longest receipt with all that it takes to check it.
 const BUNDLE_MAX_BYTES: usize = 1 << 30;
 /// Programs that this node runs for itself, as against those of clients.
 const OWN: Client = [0; 32];
+
+/// Why what came out is not here.
+#[derive(Debug)]
+pub(super) enum FetchError {
+    /// This node cannot keep it.
+    Here(String),
+    /// Providers that have it do not send it, and why.
+    Withheld(Vec<(usize, String)>),
+}
 
 /// The result of a job: an order's, or this node's own.
 pub(super) enum JobResult {
@@ -161,66 +173,97 @@ impl Orders {
         let run = move || {
             let gathered = materials.gather(&account, &work).map_err(|e| e.to_string())?;
             let workshop = workshop.get().map_err(|e| e.to_string())?;
+            // Strangers' jobs may have all workers just now.
+            for _ in 1..BUSY_TRIES {
+                match rerun(&workshop, &work, gathered.clone(), &stop) {
+                    Err(failure) if failure.is_for_want_of_workers() => {}
+                    done => return done.map_err(|e| e.to_string()),
+                }
+            }
             rerun(&workshop, &work, gathered, &stop).map_err(|e| e.to_string())
         };
         tokio::task::spawn_blocking(run).await.map_err(|e| e.to_string())?
     }
 
-    /// Fetches what came out, and keeps it.
-    pub(super) async fn fetch(&self, job: &Arc<Job>, result: JobResult) -> Result<Outcome, String> {
-        let account = self.account;
-        let put = |bytes: Vec<u8>| {
-            let materials = self.materials.clone();
-            let keep = move || {
-                let material = materials.put(account, &bytes)?;
-                Ok::<_, MaterialError>(materials.pin(account, [material]))
-            };
-            async move {
-                tokio::task::spawn_blocking(keep)
-                    .await
-                    .expect("keeping does not panic")
-                    .map_err(|e| e.to_string())
-            }
+    /// Fetches what came out, from whichever order has that result, and keeps it.
+    pub(super) async fn fetch(&self, job: &Arc<Job>, result: JobResult) -> Result<Outcome, FetchError> {
+        let (at, ran, checked) = match result {
+            JobResult::Own { done } => return self.keep_own(job, *done).await,
+            JobResult::Ordered { at, ran, checked } => (at, ran, checked),
         };
-        match result {
-            JobResult::Own { done } => {
-                let Done { ran, stdout, stderr, outputs, .. } = *done;
-                let listed =
-                    outputs.iter().map(|(path, bytes)| (path.clone(), Material::of(bytes))).collect();
-                let listed = Outputs(listed);
-                for bytes in
-                    [stdout, stderr, to_bytes(&listed)].into_iter().chain(outputs.into_iter().map(|o| o.1))
-                {
-                    job.pin(put(bytes).await?);
+        let same =
+            job.receipts().into_iter().filter(|(of, _, other)| *of != at && other.hash() == ran.hash());
+        let mut withheld = Vec::new();
+        for at in std::iter::once(at).chain(same.map(|(of, ..)| of)) {
+            match self.fetch_from(job, at, &ran).await {
+                Ok(outputs) => {
+                    return Ok(Outcome::Done { ran, attempt: Some(at as u32), checked, outputs });
                 }
-                let checked = Checked::Again(CheckedBy::Here);
-                Ok(Outcome::Done { ran: Box::new(ran), attempt: None, checked, outputs: listed.0 })
-            }
-            JobResult::Ordered { at, ran, checked } => {
-                let nothing = to_bytes(&Outputs::default());
-                let listed = if ran.outputs == Material::of(&nothing) {
-                    Outputs::default()
-                } else {
-                    let bytes = self.fetch_bytes(job, at, ran.outputs).await?;
-                    let listed: Outputs = from_bytes(&bytes, bytes.len()).map_err(|e| e.to_string())?;
-                    job.pin(put(bytes).await?);
-                    listed
-                };
-                if listed.0.iter().map(|(_, m)| m.bytes).fold(0, u64::saturating_add) != ran.output_bytes {
-                    return Err("its outputs have other lengths than its receipt says".to_owned());
-                }
-                let printed = [ran.stdout, ran.stderr];
-                for material in printed.into_iter().chain(listed.0.iter().map(|(_, material)| *material)) {
-                    let bytes = self.fetch_bytes(job, at, material).await?;
-                    job.pin(put(bytes).await?);
-                }
-                Ok(Outcome::Done { ran, attempt: Some(at as u32), checked, outputs: listed.0 })
+                Err(FetchError::Withheld(more)) => withheld.extend(more),
+                Err(error) => return Err(error),
             }
         }
+        Err(FetchError::Withheld(withheld))
+    }
+
+    /// Keeps what came out of this node's own run.
+    async fn keep_own(&self, job: &Arc<Job>, done: Done) -> Result<Outcome, FetchError> {
+        let Done { ran, stdout, stderr, outputs, .. } = done;
+        let listed = outputs.iter().map(|(path, bytes)| (path.clone(), Material::of(bytes))).collect();
+        let listed = Outputs(listed);
+        let printed = [stdout, stderr, to_bytes(&listed)];
+        for bytes in printed.into_iter().chain(outputs.into_iter().map(|(_, bytes)| bytes)) {
+            self.put(job, bytes).await?;
+        }
+        let checked = Checked::Again(CheckedBy::Here);
+        Ok(Outcome::Done { ran: Box::new(ran), attempt: None, checked, outputs: listed.0 })
+    }
+
+    /// Fetches what came out of one order. Returns its output files.
+    async fn fetch_from(
+        &self,
+        job: &Arc<Job>,
+        at: usize,
+        ran: &Ran,
+    ) -> Result<Vec<(String, Material)>, FetchError> {
+        let wrong = |why: &str| FetchError::Withheld(vec![(at, why.to_owned())]);
+        let listed = if ran.outputs == Material::of(&to_bytes(&Outputs::default())) {
+            Outputs::default()
+        } else {
+            let bytes = self.fetch_bytes(job, at, ran.outputs).await?;
+            let listed = from_bytes(&bytes, bytes.len());
+            self.put(job, bytes).await?;
+            listed.map_err(|_| wrong("its list of outputs is none"))?
+        };
+        if listed.0.iter().map(|(_, m)| m.bytes).fold(0, u64::saturating_add) != ran.output_bytes {
+            return Err(wrong("its outputs have other lengths than its receipt says"));
+        }
+        for material in [ran.stdout, ran.stderr].into_iter().chain(listed.0.iter().map(|(_, m)| *m)) {
+            let bytes = self.fetch_bytes(job, at, material).await?;
+            self.put(job, bytes).await?;
+        }
+        Ok(listed.0)
+    }
+
+    /// Keeps bytes that came out of a job.
+    async fn put(&self, job: &Job, bytes: Vec<u8>) -> Result<(), FetchError> {
+        let (materials, account) = (self.materials.clone(), self.account);
+        let keep = move || {
+            let material = materials.put(account, &bytes)?;
+            Ok::<_, MaterialError>(materials.pin(account, [material]))
+        };
+        let kept = tokio::task::spawn_blocking(keep).await.map_err(|e| FetchError::Here(e.to_string()))?;
+        job.pin(kept.map_err(|e| FetchError::Here(e.to_string()))?);
+        Ok(())
     }
 
     /// Bytes that came out, from here or from the provider.
-    async fn fetch_bytes(&self, job: &Arc<Job>, at: usize, material: Material) -> Result<Vec<u8>, String> {
+    async fn fetch_bytes(
+        &self,
+        job: &Arc<Job>,
+        at: usize,
+        material: Material,
+    ) -> Result<Vec<u8>, FetchError> {
         if material.bytes == 0 {
             return Ok(Vec::new());
         }
@@ -238,11 +281,11 @@ impl Orders {
                 .with_session(&attempt.node, async |session| session.job_bytes(attempt.id, material).await);
             match fetching.await {
                 Ok(bytes) => return Ok(bytes),
-                Err(crate::peers::PeerError::Refused(refusal))
-                    if refusal.code == crate::frames::RefusalCode::PaymentDue =>
-                {
-                    if let Some(cell) = self.client.deals.cell(attempt.deal) {
-                        let _ = self.client.deals.pay(&cell, crate::deals::Pay::Demanded).await;
+                Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::PaymentDue => {
+                    if let Some(cell) = self.client.deals.cell(attempt.deal)
+                        && let Err(error) = self.client.deals.pay(&cell, Pay::Demanded).await
+                    {
+                        tracing::info!(node = %attempt.node, %error, "a provider that waits for payment could not be paid");
                     }
                     last = refusal.to_string();
                 }
@@ -250,7 +293,7 @@ impl Orders {
             }
             tokio::time::sleep(FETCH_EVERY).await;
         }
-        Err(format!("the provider that ran it does not send what came out: {last}"))
+        Err(FetchError::Withheld(vec![(at, format!("it does not send what came out: {last}"))]))
     }
 
     /// A receipt of a job, with all that it takes to check it.
@@ -276,6 +319,8 @@ impl Orders {
     }
 }
 
+/// Times that a check waits for a worker.
+const BUSY_TRIES: usize = 10;
 const FETCH_TRIES: usize = 20;
 const FETCH_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 

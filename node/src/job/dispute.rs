@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spare_market::amount::Amount;
-use spare_market::dispute::{Dispute, Outcome as Decided, Stage};
+use spare_market::dispute::{Dispute, Outcome as Decided, Stage, Verdict};
 use spare_market::job::{JobId, Order};
 use spare_market::keys::PublicKey;
 use spare_market::tx::Action;
@@ -38,14 +38,23 @@ impl Orders {
         }
         let (_, receipt, _) =
             job.receipts().into_iter().find(|(of, ..)| *of == at).ok_or("the order has no receipt")?;
-        let action = Action::Dispute { order: attempt.order.clone(), receipt, finding };
-        match self.wallet.send(action).await {
-            Ok(_) => {
-                tracing::warn!(job = %job.key, node = %attempt.node, "a wrong result is disputed on the ledger")
+        loop {
+            let action = Action::Dispute { order: attempt.order.clone(), receipt: receipt.clone(), finding };
+            match self.wallet.send(action).await {
+                Ok(_) => {
+                    tracing::warn!(job = %job.key, node = %attempt.node, "a wrong result is disputed on the ledger");
+                    break;
+                }
+                // It was disputed before this node was started again.
+                Err(SubmitError::NotTaken(NotTaken { code, .. })) if code == "disputed" => break,
+                Err(error @ (SubmitError::NotTaken(_) | SubmitError::NotTheMarket(_))) => {
+                    return Err(error.to_string());
+                }
+                Err(error) => {
+                    tracing::info!(%error, "a dispute did not get to the market; it is tried again");
+                    tokio::time::sleep(TRY_EVERY).await;
+                }
             }
-            // It was disputed before this node was started again.
-            Err(SubmitError::NotTaken(NotTaken { code, .. })) if code == "disputed" => {}
-            Err(error) => return Err(error.to_string()),
         }
         let serving = verifiers.iter().map(|verifier| self.serve(job, &attempt, verifier));
         futures::future::join_all(serving).await;
@@ -54,10 +63,13 @@ impl Orders {
 
     /// Hands a verifier the work and its bytes, for as long as the dispute is open and it lacks them.
     async fn serve(&self, job: &Arc<Job>, attempt: &Attempt, verifier: &PublicKey) {
-        while self.dispute_of(&attempt.id).is_some_and(|(dispute, _)| dispute.is_open()) {
-            match self.serve_once(job, attempt, verifier).await {
-                Ok(()) => return,
-                Err(error) => tracing::debug!(%verifier, %error, "a verifier could not be told of a case"),
+        let is_awaited = |dispute: &Dispute| {
+            let of = dispute.seats.iter().find(|seat| seat.node == *verifier);
+            dispute.is_open() && of.is_some_and(|seat| seat.verdict == Verdict::Awaited)
+        };
+        while self.dispute_of(&attempt.id).is_some_and(|(dispute, _)| is_awaited(&dispute)) {
+            if let Err(error) = self.serve_once(job, attempt, verifier).await {
+                tracing::debug!(%verifier, %error, "a verifier could not be told of a case");
             }
             tokio::time::sleep(TRY_EVERY).await;
         }

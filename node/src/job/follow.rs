@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use spare_market::amount::Amount;
 use spare_market::job::{JobReceipt, Material, Ran};
 use spare_market::signed::SignedBytes;
+use spare_sandbox::engine::configuration;
 use tokio::time::sleep;
 
 use super::record::Attempt;
-use super::{Job, Orders, Stage};
-use crate::deals::{Cell, DealError};
+use super::{BEGIN_WITHIN_S, Job, Orders, Stage};
+use crate::deals::{Cell, DealError, Pay};
 use crate::frames::{JobPhase, JobState, RefusalCode};
+use crate::jobs::wall;
 use crate::materials::MaterialError;
 use crate::peers::PeerError;
 use crate::unix_now_s;
@@ -24,6 +26,7 @@ const BUSY_FOR: Duration = Duration::from_secs(300);
 const CLOCK_SKEW_S: u64 = 600;
 /// How long the ledger's newest block may take to get to a provider.
 const BLOCK_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// Times that materials are sent: they may be dropped between sending and ordering.
 const SENDS_MAX: usize = 3;
@@ -43,6 +46,9 @@ pub(super) enum FollowError {
     /// The provider stopped it, and nobody asked for that.
     #[error("it stopped the job")]
     Stopped,
+    /// It took longer than any machine should.
+    #[error("it does not come to an end")]
+    Late,
     /// What it signed does not hold.
     #[error("its receipt does not hold: {0}")]
     Receipt(&'static str),
@@ -69,7 +75,17 @@ impl Orders {
                 Ok(())
             }
             Err(error) => {
-                self.end(&attempt).await;
+                let paid = job.attempt(at).cost;
+                self.stop(job, at).await;
+                let is_its_own =
+                    matches!(error, FollowError::Failed(_) | FollowError::Stopped | FollowError::Late);
+                if is_its_own && paid > Amount::ZERO {
+                    self.client.peers.standings.abandoned(
+                        &attempt.node,
+                        job.spec().work.id(),
+                        &error.to_string(),
+                    );
+                }
                 Err(error)
             }
         }
@@ -84,7 +100,12 @@ impl Orders {
         let cell = self.client.deals.cell(attempt.deal).ok_or(FollowError::NoDeal)?;
         let mut state = self.place(job, attempt).await?;
         let mut lost_at: Option<Instant> = None;
+        let give_up_at =
+            Instant::now() + Duration::from_secs(BEGIN_WITHIN_S) + wall(&job.spec().work) + PATIENCE;
         loop {
+            if Instant::now() > give_up_at {
+                return Err(FollowError::Late);
+            }
             self.take_state(job, at, attempt, &cell, &state).await?;
             match &state.phase {
                 JobPhase::Ended(receipt) => {
@@ -100,12 +121,21 @@ impl Orders {
                 session.watch_job(attempt.id, state.version, stdout_from, stderr_from).await
             });
             match watching.await {
-                Ok(next) => (state, lost_at) = (next, None),
+                Ok(next) => {
+                    if !next.phase.is_over() {
+                        // However much it has to say.
+                        sleep(LOOK_EVERY).await;
+                    }
+                    (state, lost_at) = (next, None);
+                }
+                Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::Busy => {
+                    sleep(TRY_EVERY).await
+                }
                 Err(PeerError::Refused(refusal)) if refusal.code == RefusalCode::NotHere => {
                     // It lost its records, or never got the order.
                     state = self.place(job, attempt).await?;
                 }
-                Err(PeerError::Refused(refusal)) if refusal.code != RefusalCode::Busy => {
+                Err(PeerError::Refused(refusal)) => {
                     return Err(PeerError::Refused(refusal).into());
                 }
                 Err(error) => {
@@ -137,6 +167,14 @@ impl Orders {
                 {
                     sends += 1;
                     self.send_missing(job, attempt).await?;
+                    continue;
+                }
+                Err(PeerError::Refused(refusal))
+                    if refusal.code == RefusalCode::PaymentDue && sends < SENDS_MAX =>
+                {
+                    sends += 1;
+                    let cell = self.client.deals.cell(attempt.deal).ok_or(FollowError::NoDeal)?;
+                    self.client.deals.pay(&cell, Pay::Demanded).await?;
                     continue;
                 }
                 Err(PeerError::Refused(refusal)) => match refusal.code {
@@ -207,13 +245,18 @@ impl Orders {
             job.stepped(state.fuel, &state.stdout, &state.stderr);
         }
         job.set_stage(stage);
-        if state.phase.is_over() {
+        if matches!(state.phase, JobPhase::Ended(_)) {
             return Ok(());
         }
-        let limits = &job.spec().work.limits;
-        // What it counts must not be beyond what it says it used.
-        let most = attempt.prices.cost(limits.memory_bytes, state.fuel.min(limits.fuel), 0);
-        self.count(job, at, attempt, cell, state.cost.min(most), false).await
+        let most = job.payable(at, state.fuel);
+        self.count(job, at, attempt, cell, state.cost.min(most), false).await?;
+        if state.phase == JobPhase::Due {
+            // What it waits for may be what it alone has counted.
+            if let Err(error) = self.client.deals.pay(cell, Pay::Demanded).await {
+                tracing::info!(node = %attempt.node, %error, "a provider that waits for payment could not be paid");
+            }
+        }
+        Ok(())
     }
 
     async fn count(
@@ -230,7 +273,7 @@ impl Orders {
         job.count(at, cost);
         match self.client.deals.count_job(cell, &attempt.id, cost, is_end).await {
             // The money is promised with the next voucher; the provider waits for it, and says so.
-            Err(DealError::Peer(error)) => {
+            Err(error @ (DealError::Peer(_) | DealError::State(_))) => {
                 tracing::info!(node = %attempt.node, %error, "a voucher for a job was not taken");
                 Ok(())
             }
@@ -262,6 +305,10 @@ impl Orders {
         // The time within which it can be disputed goes by this.
         if ended_s > now_s + CLOCK_SKEW_S || ended_s + CLOCK_SKEW_S < job.created_ms() / 1000 {
             return Err(FollowError::Receipt("it says that it ended at a time at which it cannot have"));
+        }
+        let is_compared = job.spec().is_compared();
+        if is_compared && ran.configuration != configuration() {
+            return Err(FollowError::Receipt("another engine ran it than the provider said it has"));
         }
         if !ran.is_within(work) {
             return Err(FollowError::Receipt("what it says came out is beyond the work's limits"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
@@ -15,8 +15,12 @@ use spare_market::keys::PublicKey;
 use spare_market::signed::SignedBytes;
 use tokio::sync::watch;
 
+use crate::deals::OpenOrder;
 use crate::limits::ORDER_LOG_KEPT_BYTES;
 use crate::materials::Pins;
+
+/// More fuel than any machine uses in a second.
+const FASTEST_FUEL_PER_S: u64 = 20_000_000_000;
 
 /// Names a job at this node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -87,6 +91,9 @@ pub(super) struct Attempt {
     pub(super) prices: ComputePrices,
     pub(super) cost: Amount,
     pub(super) end: Option<End>,
+    /// When it was first seen to run, by this process.
+    #[serde(skip)]
+    pub(super) began: Option<Instant>,
 }
 
 /// How an order ended.
@@ -223,7 +230,6 @@ impl Stage {
 }
 
 /// What changes while a job runs.
-#[derive(Debug, Clone)]
 struct Live {
     stage: Stage,
     fuel: u64,
@@ -252,9 +258,10 @@ impl Log {
         self.gone += surplus as u64;
     }
 
-    fn from(&self, from: u64) -> &[u8] {
+    /// What is kept from `from` on, and where that begins.
+    fn from(&self, from: u64) -> (u64, &[u8]) {
         let skip = from.saturating_sub(self.gone).min(self.bytes.len() as u64);
-        &self.bytes[skip as usize..]
+        (self.gone + skip, &self.bytes[skip as usize..])
     }
 }
 
@@ -380,6 +387,36 @@ impl Job {
         self.tell();
     }
 
+    pub(super) fn attempt_count(&self) -> usize {
+        self.attempts(|all| all.len())
+    }
+
+    /// Its orders, as far as their deals' tabs are concerned.
+    pub(super) fn known_orders(&self) -> Vec<(JobId, OpenOrder)> {
+        let limits = self.spec.work.limits;
+        let known = |attempt: &Attempt| {
+            let known = match &attempt.end {
+                None => OpenOrder::Open,
+                Some(End::Receipt(_, ran)) => OpenOrder::Ended(ran.cost(&attempt.prices, &limits)),
+                Some(End::Failed(_)) => OpenOrder::Unknown,
+            };
+            (attempt.id, known)
+        };
+        self.attempts(|all| all.iter().map(known).collect())
+    }
+
+    /// What may be paid of an order whose provider says that it has used `fuel`: no more than a fast machine uses in the time that has gone by. Else it could
+    /// say that all is used, be paid, and fail.
+    pub(super) fn payable(&self, at: usize, fuel: u64) -> Amount {
+        let limits = self.spec.work.limits;
+        self.attempts(|all| {
+            let attempt = &mut all[at];
+            let began = *attempt.began.get_or_insert_with(Instant::now);
+            let most = FASTEST_FUEL_PER_S.saturating_mul(began.elapsed().as_secs() + 1);
+            attempt.prices.cost(limits.memory_bytes, fuel.min(limits.fuel).min(most), 0)
+        })
+    }
+
     pub(super) fn open_attempts(&self) -> Vec<usize> {
         self.attempts(|all| (0..all.len()).filter(|at| all[*at].end.is_none()).collect())
     }
@@ -457,16 +494,22 @@ impl Job {
         (live.stdout.end(), live.stderr.end())
     }
 
-    /// What was printed while it runs, from these offsets on.
-    pub fn log(&self, stdout_from: u64, stderr_from: u64) -> (Vec<u8>, Vec<u8>) {
+    /// What was printed while it runs, to standard output or standard error, from an offset on; and where what is still kept of that begins.
+    pub fn log(&self, is_stdout: bool, from: u64) -> (u64, Vec<u8>) {
         let live = self.live();
-        (live.stdout.from(stdout_from).to_vec(), live.stderr.from(stderr_from).to_vec())
+        let (at, bytes) = if is_stdout { live.stdout.from(from) } else { live.stderr.from(from) };
+        (at, bytes.to_vec())
     }
 
     pub(super) fn finish(&self, ended: Outcome) {
         let Record::V1 { outcome, ended_ms, .. } = &mut *self.lock();
         (*outcome, *ended_ms) = (Some(ended), now_ms());
-        self.live().stage = Stage::Over;
+        let mut live = self.live();
+        live.stage = Stage::Over;
+        if matches!(outcome, Some(Outcome::Done { .. })) {
+            // The whole is among what came out.
+            (live.stdout, live.stderr) = Default::default();
+        }
     }
 
     pub(super) fn tell(&self) {
@@ -491,7 +534,10 @@ impl Job {
     /// How it is.
     pub fn view(&self) -> View {
         let version = *self.changed.borrow();
-        let live = self.live().clone();
+        let (stage, live_fuel) = {
+            let live = self.live();
+            (live.stage.clone(), live.fuel)
+        };
         let Record::V1 { attempts, wrong, outcome, created_ms, ended_ms, .. } = &*self.lock();
         let order = |(at, attempt): (usize, &Attempt)| {
             let (result, failed) = match &attempt.end {
@@ -505,10 +551,10 @@ impl Job {
         };
         View {
             version,
-            stage: live.stage,
+            stage,
             fuel: match outcome {
                 Some(Outcome::Done { ran, .. }) => ran.fuel,
-                _ => live.fuel,
+                _ => live_fuel,
             },
             cost: Amount(attempts.iter().map(|attempt| attempt.cost.0).fold(0, u128::saturating_add)),
             orders: attempts.iter().enumerate().map(order).collect(),

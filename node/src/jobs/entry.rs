@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use spare_market::amount::Amount;
-use spare_market::job::{JobId, Order, Work};
+use spare_market::job::{JobId, JobReceipt, Order, Ran, Work};
 use spare_market::keys::PublicKey;
-use spare_market::signed::{Signed, SignedBytes};
+use spare_market::signed::{NetworkId, Signed, SignedBytes};
 use spare_sandbox::host::Stop;
 use tokio::sync::watch;
 
@@ -80,6 +80,24 @@ impl Entry {
 
     pub(super) fn is_over(&self) -> bool {
         self.progress().over.is_some()
+    }
+
+    /// What came out, once it has.
+    pub(super) fn ran(&self, network: NetworkId) -> Option<Ran> {
+        let Some(Over::Ended { receipt, .. }) = self.progress().over.clone() else { return None };
+        let JobReceipt::V1 { ran, .. } = receipt.check::<JobReceipt>(network).ok()?.value().clone();
+        Some(ran)
+    }
+
+    /// Waits again, from the beginning.
+    pub(super) fn wait_again(&self) {
+        self.progress().phase = waiting();
+        self.tell();
+    }
+
+    /// Fuel used so far.
+    pub(super) fn fuel(&self) -> u64 {
+        self.progress().fuel
     }
 
     pub(super) fn over_at_s(&self) -> Option<u64> {

@@ -4,11 +4,13 @@ use std::time::{Duration, Instant};
 
 use spare_market::amount::Amount;
 use spare_market::job::{ComputePrices, JOBS_UNPAID_MAX, Outputs, Work};
+use spare_market::signed::SignedBytes;
 use spare_proofs::encode::to_bytes;
 use spare_sandbox::run::{Go, Step};
 
 use super::{Entry, Jobs, Over};
 use crate::limits::JOB_PAY_WAIT;
+use crate::materials::MaterialError;
 use crate::unix_now_s;
 use crate::work::{Done, WorkFailure};
 
@@ -26,25 +28,52 @@ pub(crate) fn wall(work: &Work) -> Duration {
     (WALL_MIN + Duration::from_secs(work.limits.fuel / SLOWEST_FUEL_PER_S)).min(WALL_MAX)
 }
 
+/// Why a job did not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum Unfinished {
+    #[error("the deal that pays is over")]
+    NoDeal,
+    #[error("all workers are busy")]
+    NoWorker,
+    #[error("{0}")]
+    Unpaid(String),
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    #[error(transparent)]
+    Work(#[from] WorkFailure),
+}
+
 impl Jobs {
-    /// Carries a job out, however that ends.
-    pub(super) fn carry_out(&self, entry: &Entry) {
+    /// Carries a job out. Returns whether it is over, and need not wait again.
+    pub(super) fn carry_out(&self, entry: &Entry) -> bool {
         let deal = entry.order.v1().deal;
         entry.compiling(self.earner.job(deal, &entry.id).unwrap_or_default());
         let result = self.run_job(entry);
         let at_s = unix_now_s();
         let (over, cost) = match result {
             Ok((receipt, cost)) => (Over::Ended { receipt, at_s }, Some(cost)),
-            Err(_) if entry.stop.is_asked() => (Over::Cancelled { at_s }, None),
-            Err(why) => (Over::Failed { why, at_s }, None),
+            Err(Unfinished::NoWorker) if !entry.stop.is_asked() => {
+                entry.wait_again();
+                return false;
+            }
+            // What the client's own doing ended is owed as far as it went.
+            Err(_) if entry.stop.is_asked() => (Over::Cancelled { at_s }, self.cost_so_far(entry)),
+            Err(Unfinished::Unpaid(why)) => (Over::Failed { why, at_s }, self.cost_so_far(entry)),
+            Err(why) => (Over::Failed { why: why.to_string(), at_s }, None),
         };
         self.finish(entry, over, cost);
+        true
     }
 
-    fn run_job(&self, entry: &Entry) -> Result<(spare_market::signed::SignedBytes, Amount), String> {
-        let prices = self.earner.job_prices(entry.order.v1().deal).ok_or("the deal that pays is over")?;
-        let materials =
-            self.materials.gather(&entry.client, &entry.work).map_err(|error| error.to_string())?;
+    /// What a job has cost by the fuel that it used.
+    fn cost_so_far(&self, entry: &Entry) -> Option<Amount> {
+        let prices = self.earner.job_prices(entry.order.v1().deal)?;
+        Some(prices.cost(entry.work.limits.memory_bytes, entry.fuel(), 0))
+    }
+
+    fn run_job(&self, entry: &Entry) -> Result<(SignedBytes, Amount), Unfinished> {
+        let prices = self.earner.job_prices(entry.order.v1().deal).ok_or(Unfinished::NoDeal)?;
+        let materials = self.materials.gather(&entry.client, &entry.work)?;
         let mut unpaid = None;
         let done = {
             let mut step = |step: Step<'_>| {
@@ -61,11 +90,12 @@ impl Jobs {
             self.workshop.carry_out(client, &entry.work, materials, wall(&entry.work), &entry.stop, &mut step)
         };
         let done = match (done, unpaid) {
-            (Err(WorkFailure::Stopped), Some(why)) => return Err(why),
-            (done, _) => done.map_err(|failure| failure.to_string())?,
+            (Err(WorkFailure::Stopped), Some(why)) => return Err(Unfinished::Unpaid(why)),
+            (Err(failure), _) if failure.is_for_want_of_workers() => return Err(Unfinished::NoWorker),
+            (done, _) => done?,
         };
         let cost = done.ran.cost(&prices, &entry.work.limits);
-        self.keep_results(entry, &done).map_err(|error| error.to_string())?;
+        self.keep_results(entry, &done)?;
         Ok((self.receipt(entry, done.ran, unix_now_s()), cost))
     }
 
@@ -103,8 +133,8 @@ impl Jobs {
     }
 
     /// Keeps what came out, for the client to fetch.
-    fn keep_results(&self, entry: &Entry, done: &Done) -> Result<(), crate::materials::MaterialError> {
-        let put = |bytes: &[u8]| -> Result<_, crate::materials::MaterialError> {
+    fn keep_results(&self, entry: &Entry, done: &Done) -> Result<(), MaterialError> {
+        let put = |bytes: &[u8]| -> Result<_, MaterialError> {
             let material = self.materials.put(entry.client, bytes)?;
             entry.pin(self.materials.pin(entry.client, [material]));
             Ok(material)

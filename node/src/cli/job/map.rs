@@ -335,9 +335,10 @@ async fn run_one(
     let second = submit().await?;
     let second_name = second.job.clone();
     let mut again = Box::pin(wait(api, second));
+    let is_done = |job: &anyhow::Result<JobInfo>| job.as_ref().is_ok_and(|job| job.state == "done");
     let (job, other) = tokio::select! {
-        job = &mut waiting => (job, second_name),
-        job = &mut again => (job, name),
+        job = &mut waiting => if is_done(&job) { (job, second_name) } else { (again.await, name) },
+        job = &mut again => if is_done(&job) { (job, name) } else { (waiting.await, second_name) },
     };
     // Whatever comes of the slower one is not waited for.
     let _ = api.send(api.request(Method::POST, &["jobs", &other, "cancel"])).await;

@@ -12,7 +12,7 @@ use spare_market::amount::Amount;
 use spare_market::job::{Material, Work};
 
 use super::{ProgramArgs, gather, pass_on};
-use crate::api::{FileInfo, JobInfo, MaterialInfo, NewJob};
+use crate::api::{FileInfo, JobInfo, LOG_FROM, MaterialInfo, NewJob};
 use crate::cli::{ApiClient, Context};
 use crate::work::Materials;
 
@@ -167,8 +167,10 @@ pub(super) async fn follow(
         if prints {
             for (stream, from) in ["stdout", "stderr"].into_iter().zip(&mut printed) {
                 let request = api.request(Method::GET, &["jobs", &job.job, "log", stream]);
-                let bytes = api.send(request.query(&[("from", *from)])).await?.bytes().await?;
-                *from += bytes.len() as u64;
+                let answer = api.send(request.query(&[("from", *from)])).await?;
+                let at = answer.headers().get(LOG_FROM).and_then(|at| at.to_str().ok()?.parse().ok());
+                let bytes = answer.bytes().await?;
+                *from = at.unwrap_or(*from) + bytes.len() as u64;
                 if !bytes.is_empty() {
                     bar.suspend(
                         || if stream == "stdout" { pass_on(&bytes, &[]) } else { pass_on(&[], &bytes) },
