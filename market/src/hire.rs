@@ -74,7 +74,7 @@ pub enum Passed {
 
 /// Too few providers can run it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{needed} providers are needed to run this, {found} of {known} can")]
+#[error("providers needed to run this: {needed}; found: {found}, of {known} known")]
 pub struct TooFew {
     /// Providers needed.
     pub needed: usize,
@@ -106,14 +106,14 @@ impl Wish<'_> {
         }
     }
 
-    /// How likely `candidate` is to be drawn, beside one that is free and costs `cheapest`: its record, four times as much with a free slot, and half as
+    /// How likely `candidate` is to be drawn, beside one that is free and costs `cheapest`: its record, 16 times as much with a free slot, and half as
     /// much at 1.4 times the price.
     fn weight(&self, candidate: &Candidate, cheapest: Amount) -> u128 {
         let Some(compute) = &candidate.compute else { return 0 };
         let cost = compute.prices.cost_max(self.work).0;
         let cheapness =
             (cheapest.0.saturating_mul(1000)).checked_div(cost).map_or(1000, |c| c.clamp(10, 1000));
-        let free = if compute.free_slots > 0 { 4 } else { 1 };
+        let free = if compute.free_slots > 0 { 16 } else { 1 };
         u128::from(candidate.record) * cheapness * cheapness * free
     }
 }
@@ -298,13 +298,12 @@ mod tests {
             let chosen = choose(&candidates, &[], &wish(&work, 1), &seed).unwrap();
             *drawn.entry(chosen[0].node).or_default() += 1;
         }
-        // Weights 400 : 100 : 100 : 40.
+        // Weights 1600 : 400 : 100 : 160.
         let share = |i: usize| drawn[&candidates[i].node];
-        assert!((2350..2650).contains(&share(0)), "{drawn:?}");
-        for i in [1, 2] {
-            assert!((540..720).contains(&share(i)), "{drawn:?}");
-        }
-        assert!((190..320).contains(&share(3)), "{drawn:?}");
+        assert!((2700..2960).contains(&share(0)), "{drawn:?}");
+        assert!((620..800).contains(&share(1)), "{drawn:?}");
+        assert!((120..240).contains(&share(2)), "{drawn:?}");
+        assert!((220..350).contains(&share(3)), "{drawn:?}");
         // Free of charge is no division by zero.
         let free = [candidate(1, 0), candidate(2, 1000)];
         choose(&free, &[], &wish(&work, 2), &[0; 32]).unwrap();

@@ -33,7 +33,7 @@ mod transfer;
 
 pub use http::ApiClient;
 
-/// Rent out idle disks, and store your own data on the disks of others.
+/// Rent out idle disks and processors, store your own data on the disks of others, and run programs on their machines.
 #[derive(Debug, Parser)]
 #[command(name = "spare", version, about, propagate_version = true, max_term_width = 100)]
 pub struct Cli {
@@ -183,39 +183,39 @@ enum JobCommand {
     Ls,
     /// Say how a job is
     Status {
-        /// The job
-        job: crate::job::JobKey,
+        /// The job, or the first digits of it, as `spare job ls` shows them
+        job: String,
     },
     /// Print what a job printed
     Logs {
-        /// The job
-        job: crate::job::JobKey,
+        /// The job, or the first digits of it, as `spare job ls` shows them
+        job: String,
         /// Go on until it is over; the exit code is the program's then
         #[arg(long, short)]
         follow: bool,
     },
     /// Fetch the files that a job left
     Output {
-        /// The job
-        job: crate::job::JobKey,
+        /// The job, or the first digits of it, as `spare job ls` shows them
+        job: String,
         /// Where to put them
         #[arg(long, short, value_name = "DIR")]
         output: PathBuf,
     },
     /// Stop a job; what it has cost until then is owed
     Cancel {
-        /// The job
-        job: crate::job::JobKey,
+        /// The job, or the first digits of it, as `spare job ls` shows them
+        job: String,
     },
     /// Forget a job that is over, and what came out of it
     Rm {
-        /// The job
-        job: crate::job::JobKey,
+        /// The job, or the first digits of it, as `spare job ls` shows them
+        job: String,
     },
     /// Write a provider's receipt into a file, with all that it takes to check it
     Receipt {
-        /// The job
-        job: crate::job::JobKey,
+        /// The job, or the first digits of it, as `spare job ls` shows them
+        job: String,
         /// Which of its orders, counted from 0
         #[arg(long, default_value_t = 0)]
         order: usize,
@@ -238,7 +238,7 @@ enum JobCommand {
     /// List jobs of others that run or wait at this node
     Work,
     /// Run a program here, without a network, in the same jail and with the same result and fuel as at a provider
-    Try(job::ProgramArgs),
+    Try(job::TryArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -47,6 +47,8 @@ const KEY_PREFIX: &[u8] = b"client ";
 const BEGIN_WITHIN_S: u64 = 3600;
 /// Orders that fail before a job does.
 const FAILED_ORDERS_MAX: usize = 6;
+/// Longest label of a job, in bytes.
+const LABEL_MAX_BYTES: usize = 256;
 /// Most providers that run one job.
 const COPIES_MAX: u8 = 16;
 /// How long a provider may take to stop a job.
@@ -415,13 +417,17 @@ impl Orders {
         let wish = spec.wish(count);
         let may = |c: &Candidate| spec.node.is_none_or(|node| node == c.node);
         let can = |c: &Candidate| may(c) && wish.obstacle(c).is_none() && !failures.contains_key(&c.node);
-        let enough = |client: &Client| client.peers.hands().iter().filter(|c| can(c)).count() > taken.len();
+        // Who is known and cannot will not be able to in a moment.
+        let enough = |client: &Client| {
+            let hands = client.peers.hands();
+            hands.iter().any(|c| c.compute.is_some()) || hands.iter().any(can)
+        };
         let _ = tokio::time::timeout(LOOK_FOR, self.client.find_providers(enough)).await;
-        let candidates: Vec<Candidate> = self.client.peers.hands();
-        let (taken, open): (Vec<Candidate>, Vec<Candidate>) =
-            candidates.iter().cloned().partition(|c| taken.contains(&c.node));
-        let open: Vec<Candidate> =
-            open.into_iter().filter(|c| may(c) && !failures.contains_key(&c.node)).collect();
+        let candidates = self.hands();
+        let taken: Vec<Candidate> =
+            self.client.peers.hands().into_iter().filter(|c| taken.contains(&c.node)).collect();
+        let open = candidates.iter().filter(|c| !taken.iter().any(|t| t.node == c.node)).cloned();
+        let open: Vec<Candidate> = open.filter(|c| may(c) && !failures.contains_key(&c.node)).collect();
         choose(&open, &taken, &wish, &rand::random()).map_err(|error| {
             // As many as there can be, to show who is in whose way.
             let fewer = Wish { providers: error.found, ..wish };
@@ -441,6 +447,28 @@ impl Orders {
                 if reasons.is_empty() { "no provider is known".to_owned() } else { reasons.join("; ") };
             format!("{error}: {reasons}")
         })
+    }
+
+    /// Providers that answer, and what they have free beside what is ordered from here: asks come seldom. Those that do not answer just now count only where there are
+    /// no others.
+    fn hands(&self) -> Vec<Candidate> {
+        let mut ordered: HashMap<PublicKey, u16> = HashMap::new();
+        for job in self.all().iter().filter(|job| job.outcome().is_none()) {
+            for at in job.open_attempts() {
+                *ordered.entry(job.attempt(at).node).or_default() += 1;
+            }
+        }
+        let mut hands = self.client.peers.hands();
+        for hand in &mut hands {
+            let ordered = ordered.get(&hand.node).copied().unwrap_or(0);
+            if let Some(compute) = &mut hand.compute {
+                compute.free_slots = compute.free_slots.min(compute.slots.saturating_sub(ordered));
+            }
+        }
+        if hands.iter().any(|hand| !self.client.peers.is_cooling(&hand.node)) {
+            hands.retain(|hand| !self.client.peers.is_cooling(&hand.node));
+        }
+        hands
     }
 
     /// Orders the work from one provider: makes sure of the money, and signs.
@@ -499,7 +527,8 @@ impl Orders {
     /// Which providers a job like this could go to, and why not to others.
     pub fn offers(&self, spec: &Spec) -> Vec<(Candidate, Option<Passed>)> {
         let wish = spec.wish(usize::from(spec.copies));
-        let candidates = self.client.peers.hands();
+        let mut candidates = self.hands();
+        candidates.retain(|c| spec.node.is_none_or(|node| node == c.node));
         let chosen = choose(&candidates, &[], &wish, &rand::random()).unwrap_or_default();
         let judged = candidates.into_iter().map(|c| {
             let why = why_passed(&c, &chosen, &wish);
@@ -579,6 +608,9 @@ impl Spec {
         }
         if self.copies > 1 && self.agree * 2 <= self.copies {
             return Err(JobError::Checks("more than half of the copies of a job have to agree"));
+        }
+        if self.label.len() > LABEL_MAX_BYTES || self.label.chars().any(char::is_control) {
+            return Err(JobError::Checks("a label has 256 bytes at most, and no control characters"));
         }
         if self.check_percent > 100 {
             return Err(JobError::Checks("at most 100 percent of jobs can be checked"));

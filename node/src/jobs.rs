@@ -15,6 +15,7 @@ mod turn;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -156,6 +157,8 @@ pub struct Jobs {
     counts: Mutex<Counts>,
     /// Held while an order is taken, so that the same one is not taken twice.
     taking: Mutex<()>,
+    /// Whether the node stops: what runs is begun again at the next start.
+    is_closing: AtomicBool,
 }
 
 fn record_key(id: &JobId) -> Vec<u8> {
@@ -210,6 +213,7 @@ impl Jobs {
             wake: Notify::new(),
             counts: Mutex::default(),
             taking: Mutex::default(),
+            is_closing: AtomicBool::new(false),
         };
         let mut waiting = Vec::new();
         for (_, Record::V1 { client, order, work, taken_s, over }) in
@@ -303,7 +307,11 @@ impl Jobs {
     /// The refusal to send.
     pub fn order(&self, owner: &PublicKey, raw: SignedBytes, work: Work) -> Result<JobState, Refusal> {
         let taken = self.take(owner, raw, work);
-        if taken.is_err() {
+        // That bytes have to be sent first is no refusal.
+        if let Err(refusal) = taken.as_ref().map_err(Clone::clone)
+            && refusal.code != RefusalCode::MaterialsMissing
+        {
+            tracing::info!(client = %owner, %refusal, "an order was refused");
             self.count(|counts| counts.refused += 1);
         }
         taken
@@ -531,6 +539,14 @@ impl Jobs {
         }
     }
 
+    /// Ends what runs, since the node stops. It begins again at the next start.
+    pub fn close(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+        for entry in self.queue().running() {
+            entry.stop.stop();
+        }
+    }
+
     /// One job's turn, whatever happens in it.
     async fn turn(self: Arc<Self>, entry: Arc<Entry>) {
         let (jobs, carried) = (self.clone(), entry.clone());
@@ -550,6 +566,9 @@ impl Jobs {
 
     /// The next job to begin, if there is a place for it. Those whose time is over fail.
     fn next(&self) -> Option<Arc<Entry>> {
+        if self.is_closing.load(Ordering::Relaxed) {
+            return None;
+        }
         let expired = self.queue().expired(unix_now_s());
         for entry in expired {
             let why = "it was not begun in the time that the order gives".to_owned();

@@ -534,6 +534,9 @@ impl Node {
 
     /// Tells peers that this node stops, and closes its store.
     pub async fn close(&self) {
+        if let Some(jobs) = &self.jobs {
+            jobs.close();
+        }
         tokio::join!(self.direct.close(), self.discovery.close());
         let meta = self.meta.clone();
         match tokio::task::spawn_blocking(move || meta.close()).await {

@@ -155,10 +155,10 @@ fn what_keeps_a_job_from_running_is_said() {
     let (code, _) = net.client.fails(&["job", "run", &echo, "--copies", "3", "--agree", "1"]);
     assert_eq!(code, "bad_job");
     let no_program = net.dir.path().join("no program");
-    std::fs::write(&no_program, "no program").unwrap();
+    std::fs::write(&no_program, "\0asm, and nothing else").unwrap();
     let job = net.client.run(&["job", "run", text(&no_program), "--memory", "16MiB"]);
     let job: Value = serde_json::from_slice(&job.stdout).unwrap();
-    assert!(job["ended"].as_str().unwrap().contains("not WebAssembly"), "{job}");
+    assert!(job["ended"].as_str().unwrap().contains("was not started"), "{job}");
     assert_eq!(job["orders"].as_array().unwrap().len(), 1, "no other provider would do better: {job}");
     let idle = net.providers[0].status()["compute"].clone();
     assert!(idle["why_no_job"].as_array().is_some_and(|why| !why.is_empty()), "{idle}");

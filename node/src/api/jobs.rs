@@ -1,5 +1,6 @@
 //! Routes about jobs: sending what they need, running, watching, fetching what came out; and the jobs of others that run here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,6 +10,7 @@ use axum::response::{IntoResponse, Json, Response};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use spare_market::job::{Ended, JobLimits, Material, Work};
+use spare_market::keys::PublicKey;
 use spare_proofs::tree::Root;
 use utoipa::{IntoParams, ToSchema};
 
@@ -144,7 +146,7 @@ pub struct JobInfo {
     pub job: String,
     /// What it is called.
     pub label: String,
-    /// `queued`, `matching`, `funding`, `sending`, `waiting`, `compiling`, `running`, `paying`, `lost`, `checking`, `fetching`, and at the end
+    /// `queued`, `matching`, `funding`, `ordering`, `sending`, `waiting`, `compiling`, `running`, `paying`, `lost`, `checking`, `fetching`, and at the end
     /// `done`, `failed` or `cancelled`.
     pub state: String,
     /// More about that, for people.
@@ -318,8 +320,38 @@ fn material_of(info: &MaterialInfo) -> Result<Material, ApiError> {
     Ok(Material { root: root_of(&info.root)?, bytes: info.bytes })
 }
 
-fn key_of(text: &str) -> Result<JobKey, ApiError> {
-    text.parse().map_err(|error: String| ApiError::new(StatusCode::NOT_FOUND, "no_such_job", error))
+/// The job that a name, or the first digits of one, means.
+fn job_of(node: &Node, text: &str) -> Result<Arc<Job>, ApiError> {
+    if let Ok(key) = text.parse::<JobKey>() {
+        return Ok(node.orders.get(key)?);
+    }
+    let mut meant = node.orders.all().into_iter().filter(|job| job.key.to_string().starts_with(text));
+    match (meant.next(), meant.next()) {
+        (Some(job), None) if text.len() >= 4 => Ok(job),
+        (Some(_), _) => {
+            let message = format!("'{text}' may be several jobs; write more digits of the one that is meant");
+            Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_job", message))
+        }
+        _ => Err(JobError::NoJob.into()),
+    }
+}
+
+/// The provider that a node key, the first digits of one, or an operator's name means.
+fn provider_of(node: &Node, text: &str) -> Result<PublicKey, ApiError> {
+    if let Ok(key) = text.parse() {
+        return Ok(key);
+    }
+    let hands = node.client.peers.hands();
+    let mut meant = hands
+        .iter()
+        .filter(|hand| hand.operator == text || (text.len() >= 8 && hand.node.to_string().starts_with(text)));
+    match (meant.next(), meant.next()) {
+        (Some(hand), None) => Ok(hand.node),
+        (Some(_), _) => Err(bad(format!(
+            "'{text}' may be several providers; write the node key of the one that is meant"
+        ))),
+        _ => Err(bad(format!("no provider is known as '{text}'; `spare asks` lists them"))),
+    }
 }
 
 fn spec_of(node: &Node, new: NewJob) -> Result<Spec, ApiError> {
@@ -338,7 +370,7 @@ fn spec_of(node: &Node, new: NewJob) -> Result<Spec, ApiError> {
         true => 0,
         false => node.config.client.check_percent.min(100),
     });
-    let provider = new.provider.as_deref().map(str::parse).transpose();
+    let provider = new.provider.as_deref().map(|text| provider_of(node, text)).transpose()?;
     let seed = match &new.seed {
         Some(text) => *root_of(text)?.as_bytes(),
         None => [0; 32],
@@ -370,7 +402,7 @@ fn spec_of(node: &Node, new: NewJob) -> Result<Spec, ApiError> {
         check_percent,
         check_by,
         is_secured: new.secured,
-        node: provider.map_err(|_| bad("the provider is no node key; `spare asks --json` shows them"))?,
+        node: provider,
     })
 }
 
@@ -403,6 +435,7 @@ fn stage_words(stage: &Stage) -> String {
             let wait = wait_s.map_or(String::new(), |s| format!(", for about {s} s"));
             format!("{ahead} jobs are before it{wait}: {why}")
         }
+        Stage::Ordering(why) => format!("a provider does not take the order yet: {why}"),
         Stage::Lost => "its provider does not answer at the moment".to_owned(),
         Stage::Paying => "its provider waits for a voucher".to_owned(),
         _ => String::new(),
@@ -590,7 +623,7 @@ pub(super) async fn watch(
     Path(job): Path<String>,
     Query(query): Query<WatchQuery>,
 ) -> Result<Json<JobInfo>, ApiError> {
-    let job = node.orders.get(key_of(&job)?)?;
+    let job = job_of(&node, &job)?;
     if job.outcome().is_none() {
         let wait = Duration::from_secs(query.wait_s.min(WAIT_MAX_S));
         // However that ends, what there is now is told.
@@ -603,7 +636,7 @@ pub(super) async fn watch(
 #[utoipa::path(post, path = "/v1/jobs/{job}/cancel", params(("job" = String, Path)),
     responses((status = 200, body = JobInfo), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn cancel(State(node): Shared, Path(job): Path<String>) -> Result<Json<JobInfo>, ApiError> {
-    let job = node.orders.get(key_of(&job)?)?;
+    let job = job_of(&node, &job)?;
     job.cancel();
     Ok(Json(info(&node, &job)))
 }
@@ -612,7 +645,7 @@ pub(super) async fn cancel(State(node): Shared, Path(job): Path<String>) -> Resu
 #[utoipa::path(delete, path = "/v1/jobs/{job}", params(("job" = String, Path)),
     responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub(super) async fn remove(State(node): Shared, Path(job): Path<String>) -> Result<StatusCode, ApiError> {
-    node.orders.remove(key_of(&job)?)?;
+    node.orders.remove(job_of(&node, &job)?.key)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -631,7 +664,7 @@ pub(super) async fn log(
     Path((job, stream)): Path<(String, String)>,
     Query(query): Query<LogQuery>,
 ) -> Result<Response, ApiError> {
-    let job = node.orders.get(key_of(&job)?)?;
+    let job = job_of(&node, &job)?;
     let is_stdout = match stream.as_str() {
         "stdout" => true,
         "stderr" => false,
@@ -672,7 +705,7 @@ pub(super) async fn output(
     Path(job): Path<String>,
     Query(query): Query<OutputQuery>,
 ) -> Result<Response, ApiError> {
-    let job = node.orders.get(key_of(&job)?)?;
+    let job = job_of(&node, &job)?;
     let no_file = || {
         let message = "the job left no such file, or is not done";
         ApiError::new(StatusCode::NOT_FOUND, "no_such_output", message)
@@ -697,7 +730,7 @@ pub(super) async fn receipt(
     Path(job): Path<String>,
     Query(query): Query<ReceiptQuery>,
 ) -> Result<Response, ApiError> {
-    let job = node.orders.get(key_of(&job)?)?;
+    let job = job_of(&node, &job)?;
     let reading = node.clone();
     let bundle = tokio::task::spawn_blocking(move || reading.orders.bundle(&job, query.order));
     let bundle = bundle.await.map_err(ApiError::internal)?;

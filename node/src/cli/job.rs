@@ -18,12 +18,23 @@ use spare_sandbox::run::{Go, Step};
 use super::{Context, JobCommand, print};
 use crate::api::ended_words;
 use crate::config::Size;
+use crate::limits::JOB_INPUT_MAX_BYTES;
 use crate::work::{Done, Materials, Workshop};
 
 /// Most bytes of compiled programs that are kept in the node's folder.
 const CACHE_BYTES: u64 = 2 << 30;
 /// Programs' own artefacts, as against those of clients.
 const OWN: [u8; 32] = [0; 32];
+
+/// A program that is run here.
+#[derive(Debug, Args)]
+pub(super) struct TryArgs {
+    #[command(flatten)]
+    program: ProgramArgs,
+    /// Longest time that it may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    time: u64,
+}
 
 /// A program and what it gets.
 #[derive(Debug, Clone, Args)]
@@ -51,9 +62,6 @@ pub(super) struct ProgramArgs {
     /// Most bytes of files that the program writes
     #[arg(long, default_value = "256MiB")]
     output_max: Size,
-    /// Longest time that it may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    time: u64,
     /// What its clock says at the start, in seconds of unix time
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     clock: u64,
@@ -94,15 +102,15 @@ fn parse_count(text: &str) -> Result<u64, String> {
 pub(super) async fn dispatch(context: &Context, command: JobCommand) -> anyhow::Result<u8> {
     let done = match command {
         JobCommand::Run { program, order } => return run::run(context, program, order).await,
-        JobCommand::Logs { job, follow } => return manage::logs(context, job, follow).await,
+        JobCommand::Logs { job, follow } => return manage::logs(context, &job, follow).await,
         JobCommand::Map(args) => return map::map(context, args).await,
         JobCommand::Submit { program, order } => run::submit(context, program, order).await,
         JobCommand::Ls => manage::ls(context).await,
-        JobCommand::Status { job } => manage::status(context, job).await,
-        JobCommand::Output { job, output } => manage::output(context, job, &output).await,
-        JobCommand::Cancel { job } => manage::cancel(context, job).await,
-        JobCommand::Rm { job } => manage::rm(context, job).await,
-        JobCommand::Receipt { job, order, output } => manage::receipt(context, job, order, &output).await,
+        JobCommand::Status { job } => manage::status(context, &job).await,
+        JobCommand::Output { job, output } => manage::output(context, &job, &output).await,
+        JobCommand::Cancel { job } => manage::cancel(context, &job).await,
+        JobCommand::Rm { job } => manage::rm(context, &job).await,
+        JobCommand::Receipt { job, order, output } => manage::receipt(context, &job, order, &output).await,
         JobCommand::Offers { program, order } => run::offers(context, program, order).await,
         JobCommand::Work => manage::work(context).await,
         JobCommand::Try(_) | JobCommand::Verify { .. } => {
@@ -137,7 +145,8 @@ struct TriedOutput {
 }
 
 /// Runs a program here, in the same jail and with the same result as at a provider. Returns the exit code: the program's own, if it ended by itself.
-pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u8> {
+pub(super) fn try_out(context: &Context, tried: &TryArgs) -> anyhow::Result<u8> {
+    let args = &tried.program;
     let (work, materials) = gather(args)?;
     let workshop = Workshop::open(&context.home.file("artefacts"), CACHE_BYTES, 1)?;
     // Ctrl-C ends this process, and workers end with it.
@@ -151,7 +160,7 @@ pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u
         Go::On
     };
     let done =
-        workshop.carry_out(&OWN, &work, materials, Duration::from_secs(args.time), &stop, &mut show)?;
+        workshop.carry_out(&OWN, &work, materials, Duration::from_secs(tried.time), &stop, &mut show)?;
     if !context.json {
         // What was printed since the last step.
         pass_on(
@@ -164,7 +173,7 @@ pub(super) fn try_out(context: &Context, args: &ProgramArgs) -> anyhow::Result<u
     }
     let text = say(&done, args.output.as_deref());
     if context.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&tried(&done))?))?;
+        print(&format!("{}\n", serde_json::to_string_pretty(&tried_info(&done))?))?;
     } else {
         eprint!("{text}");
     }
@@ -184,6 +193,11 @@ fn pass_on(stdout: &[u8], stderr: &[u8]) {
 /// The work that the arguments describe, and its bytes.
 fn gather(args: &ProgramArgs) -> anyhow::Result<(Work, Materials)> {
     let module = read(&args.module)?;
+    ensure!(
+        module.starts_with(b"\0asm"),
+        "{} is not WebAssembly, neither a module nor a component",
+        args.module.display()
+    );
     let stdin = match &args.stdin {
         None => Vec::new(),
         Some(path) if path.as_os_str() == "-" => {
@@ -228,6 +242,14 @@ fn gather(args: &ProgramArgs) -> anyhow::Result<(Work, Materials)> {
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    ensure!(metadata.is_file(), "{} is no regular file", path.display());
+    ensure!(
+        metadata.len() <= JOB_INPUT_MAX_BYTES,
+        "{} has {} bytes, {JOB_INPUT_MAX_BYTES} are the most",
+        path.display(),
+        metadata.len()
+    );
     std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
@@ -265,7 +287,7 @@ fn hex(bytes: [u8; 32]) -> String {
     blake3::Hash::from_bytes(bytes).to_hex().to_string()
 }
 
-fn tried(done: &Done) -> Tried {
+fn tried_info(done: &Done) -> Tried {
     let ran = &done.ran;
     Tried {
         ended: ended_words(&ran.ended),

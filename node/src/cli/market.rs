@@ -19,7 +19,11 @@ pub(super) async fn balance(context: &Context) -> anyhow::Result<()> {
 fn write_balance(balance: &Balance, out: &mut String) {
     line!(out, "account {}, in credits", balance.account);
     line!(out, "  free    {}", balance.free);
-    line!(out, "  locked  {}  (in deals, as payment for storage to come or as collateral)", balance.locked);
+    line!(
+        out,
+        "  locked  {}  (in deals, as payment for storage and jobs to come or as collateral)",
+        balance.locked
+    );
     line!(out, "  earned  {}", balance.earned);
     line!(out, "  spent   {}", balance.spent);
 }

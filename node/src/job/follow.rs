@@ -19,7 +19,9 @@ use crate::peers::PeerError;
 use crate::unix_now_s;
 
 /// How long a provider may not answer before its order is given up. A provider that is started again goes on with its jobs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The same before it has taken the order: another one is ordered from soon.
+const PATIENCE_BEFORE: Duration = Duration::from_secs(5);
 /// How long a provider may refuse for being busy.
 const BUSY_FOR: Duration = Duration::from_secs(300);
 /// How far a provider's clock may be from this node's, in seconds.
@@ -185,12 +187,12 @@ impl Orders {
                     }
                     _ => return Err(PeerError::Refused(refusal).into()),
                 },
-                Err(error) => (error, PATIENCE),
+                Err(error) => (error, PATIENCE_BEFORE),
             };
             if began.elapsed() > patience {
                 return Err(error.into());
             }
-            job.set_stage(Stage::Waiting { ahead: 0, wait_s: None, why: error.to_string() });
+            job.set_stage(Stage::Ordering(error.to_string()));
             sleep(TRY_EVERY).await;
         }
     }

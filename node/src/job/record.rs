@@ -177,6 +177,8 @@ pub enum Stage {
     Matching,
     /// A deal is made, or topped up.
     Funding,
+    /// A provider does not take the order yet, and why. It is tried again for a while, and then another one.
+    Ordering(String),
     /// What the work needs is sent.
     Sending {
         /// Bytes sent.
@@ -216,6 +218,7 @@ impl Stage {
             Self::Queued => "queued",
             Self::Matching => "matching",
             Self::Funding => "funding",
+            Self::Ordering(_) => "ordering",
             Self::Sending { .. } => "sending",
             Self::Waiting { .. } => "waiting",
             Self::Compiling => "compiling",

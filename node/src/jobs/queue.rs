@@ -57,6 +57,10 @@ impl Queue {
         expired
     }
 
+    pub(super) fn running(&self) -> Vec<Arc<Entry>> {
+        self.running.values().map(|(entry, _)| entry.clone()).collect()
+    }
+
     fn running_of(&self, client: &PublicKey) -> usize {
         self.running.values().filter(|(entry, _)| entry.client == *client).count()
     }

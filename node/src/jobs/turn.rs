@@ -1,5 +1,6 @@
 //! A job's turn: read what it needs, compile, run and count, keep what came out, sign.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use spare_market::amount::Amount;
@@ -49,6 +50,9 @@ impl Jobs {
         let deal = entry.order.v1().deal;
         entry.compiling(self.earner.job(deal, &entry.id).unwrap_or_default());
         let result = self.run_job(entry);
+        if result.is_err() && self.is_closing.load(Ordering::Relaxed) {
+            return true;
+        }
         let at_s = unix_now_s();
         let (over, cost) = match result {
             Ok((receipt, cost)) => (Over::Ended { receipt, at_s }, Some(cost)),

@@ -9,15 +9,15 @@ use super::run::{exit_code, fetch_outputs, follow, is_over, say, say_state};
 use crate::api::{JobInfo, WorkInfo};
 use crate::cli::show::span;
 use crate::cli::{ApiClient, Context};
-use crate::job::{Bundle, JobKey};
+use crate::job::Bundle;
 use crate::unix_now_s;
 use crate::work::Workshop;
 
-async fn get(api: &ApiClient, job: JobKey) -> anyhow::Result<JobInfo> {
-    api.json(Method::GET, &["jobs", &job.to_string()]).await
+async fn get(api: &ApiClient, job: &str) -> anyhow::Result<JobInfo> {
+    api.json(Method::GET, &["jobs", job]).await
 }
 
-pub(in crate::cli) async fn status(context: &Context, job: JobKey) -> anyhow::Result<()> {
+pub(in crate::cli) async fn status(context: &Context, job: &str) -> anyhow::Result<()> {
     let job = get(&context.api()?, job).await?;
     context.print(&job, |job, out| out.push_str(&say(job, None)))
 }
@@ -42,36 +42,46 @@ pub(in crate::cli) async fn ls(context: &Context) -> anyhow::Result<()> {
 }
 
 /// Prints what a job printed. With `follow`, until it is over; the exit code is the program's then.
-pub(in crate::cli) async fn logs(context: &Context, job: JobKey, follows: bool) -> anyhow::Result<u8> {
+pub(in crate::cli) async fn logs(context: &Context, job: &str, follows: bool) -> anyhow::Result<u8> {
     let api = context.api()?;
     let info = get(&api, job).await?;
     if follows {
         let job = follow(context, &api, info, true).await?;
+        if !context.json {
+            eprint!("{}", say(&job, None));
+        }
         return Ok(exit_code(&job));
     }
+    let mut logs = Vec::new();
     for stream in ["stdout", "stderr"] {
-        let request = api.request(Method::GET, &["jobs", &job.to_string(), "log", stream]);
+        let request = api.request(Method::GET, &["jobs", job, "log", stream]);
         let bytes = api.send(request).await?.bytes().await?;
-        if stream == "stdout" { super::pass_on(&bytes, &[]) } else { super::pass_on(&[], &bytes) }
+        logs.push(bytes);
+    }
+    if context.json {
+        let text = |i: usize| String::from_utf8_lossy(&logs[i]).into_owned();
+        context.print(&serde_json::json!({"stdout": text(0), "stderr": text(1)}), |_, _| ())?;
+    } else {
+        super::pass_on(&logs[0], &logs[1]);
     }
     Ok(0)
 }
 
-pub(in crate::cli) async fn cancel(context: &Context, job: JobKey) -> anyhow::Result<()> {
+pub(in crate::cli) async fn cancel(context: &Context, job: &str) -> anyhow::Result<()> {
     let api = context.api()?;
-    let name = job.to_string();
-    let before: JobInfo = api.json(Method::POST, &["jobs", &name, "cancel"]).await?;
+    let name = job;
+    let before: JobInfo = api.json(Method::POST, &["jobs", name, "cancel"]).await?;
     let job = if is_over(&before) { before } else { follow(context, &api, before, false).await? };
     context.print(&job, |job, out| line!(out, "{}: {}, {} credits", job.job, job.state, job.cost))
 }
 
-pub(in crate::cli) async fn rm(context: &Context, job: JobKey) -> anyhow::Result<()> {
+pub(in crate::cli) async fn rm(context: &Context, job: &str) -> anyhow::Result<()> {
     let api = context.api()?;
-    api.send(api.request(Method::DELETE, &["jobs", &job.to_string()])).await?;
-    context.print(&serde_json::json!({"job": job.to_string()}), |_, out| line!(out, "{job}: removed"))
+    api.send(api.request(Method::DELETE, &["jobs", job])).await?;
+    context.print(&serde_json::json!({"job": job}), |_, out| line!(out, "{job}: removed"))
 }
 
-pub(in crate::cli) async fn output(context: &Context, job: JobKey, dir: &Path) -> anyhow::Result<()> {
+pub(in crate::cli) async fn output(context: &Context, job: &str, dir: &Path) -> anyhow::Result<()> {
     let api = context.api()?;
     let job = get(&api, job).await?;
     anyhow::ensure!(job.state == "done", "the job is not done: {}", say_state(&job));
@@ -81,15 +91,15 @@ pub(in crate::cli) async fn output(context: &Context, job: JobKey, dir: &Path) -
 
 pub(in crate::cli) async fn receipt(
     context: &Context,
-    job: JobKey,
+    job: &str,
     order: usize,
     file: &Path,
 ) -> anyhow::Result<()> {
     let api = context.api()?;
-    let request = api.request(Method::GET, &["jobs", &job.to_string(), "receipt"]).query(&[("order", order)]);
+    let request = api.request(Method::GET, &["jobs", job, "receipt"]).query(&[("order", order)]);
     let bytes = api.send(request).await?.bytes().await?;
     std::fs::write(file, &bytes).with_context(|| format!("{} cannot be written", file.display()))?;
-    let result = serde_json::json!({"job": job.to_string(), "file": file, "bytes": bytes.len()});
+    let result = serde_json::json!({"job": job, "file": file, "bytes": bytes.len()});
     context.print(&result, |_, out| {
         line!(
             out,

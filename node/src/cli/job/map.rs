@@ -165,7 +165,8 @@ pub(in crate::cli) async fn map(context: &Context, args: MapArgs) -> anyhow::Res
     for (name, path) in files {
         let bytes = super::read(&path)?;
         let (work, _) = work_for(&args.program, &base, &name, bytes);
-        if journal.done.get(&name).is_none_or(|done| done.work != super::hex(work.id())) {
+        let is_done = journal.done.get(&name).is_some_and(|done| done.work == super::hex(work.id()));
+        if !is_done || !output.join(&name).is_dir() {
             waiting.push(Item { name, path, tries: 0 });
         }
     }
@@ -188,7 +189,15 @@ pub(in crate::cli) async fn map(context: &Context, args: MapArgs) -> anyhow::Res
             running.push(one(context, &api, &args, &base, item, straggles_at));
         }
         bar.set_message(format!("{} under way, {} failed, {cost} credits", running.len(), failed.len()));
-        let Some(Ran { mut item, work, job, took }) = running.next().await else { break };
+        let next = tokio::select! {
+            next = running.next() => next,
+            _ = tokio::signal::ctrl_c() => {
+                bar.finish_and_clear();
+                eprintln!("jobs that are under way go on; the same command goes on with what is not done");
+                return Ok(130);
+            }
+        };
+        let Some(Ran { mut item, work, job, took }) = next else { break };
         let job = match job {
             Ok(job) if job.state == "done" => job,
             other => {
@@ -318,7 +327,7 @@ async fn run_one(
     let (work, materials) = work_for(&args.program, base, &item.name, super::read(&item.path)?);
     *id = super::hex(work.id());
     let mut new = new_job(&work, &args.order);
-    new.label = format!("{}{}", args.order.label, item.name);
+    new.label = format!("{} {}", args.order.label, item.name).trim().to_owned();
     // No bar of its own for each.
     let quiet = Context { home: context.home.clone(), json: true };
     send_materials(&quiet, api, &work, materials).await?;

@@ -132,7 +132,9 @@ pub(in crate::cli) async fn run(
     let name = job.job.clone();
     let following = follow(context, &api, job, !context.json);
     let job = tokio::select! {
-        job = following => job?,
+        job = following => job.with_context(|| {
+            format!("job {name} goes on once the node runs; `spare job logs {name} --follow` shows it")
+        })?,
         _ = tokio::signal::ctrl_c() => {
             eprintln!("\nthe job goes on: `spare job logs {name} --follow` shows it, `spare job cancel {name}` stops it");
             return Ok(130);
