@@ -486,6 +486,8 @@ mod tests {
             Outputs(vec![("p".repeat(PATH_MAX_BYTES), Material { bytes: u64::MAX, ..work.module }); 10]);
         assert!(ran(to_bytes(&longest).len() as u64).is_within(&work));
         assert!(!ran(1 << 62).is_within(&work));
+        let most = Ran { fuel: work.limits.fuel, ..ran(0) };
+        assert!(most.is_within(&work) && !Ran { fuel: most.fuel + 1, ..most }.is_within(&work));
     }
 
     fn verifiers(count: usize) -> Vec<PublicKey> {

@@ -285,6 +285,14 @@ impl Catalog {
         self.meta.get(Table::State, &past_key(seq))
     }
 
+    /// Whether a log that ends there is this node's own, or the beginning of it.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn is_own(&self, end: &LogEnd) -> Result<bool, MetaError> {
+        Ok(self.past(end.seq)? == Some(end.hash))
+    }
+
     /// Takes over a log fetched from a provider, whose entries, base first, extend one another. Returns how many blobs are listed then.
     ///
     /// A log that this node's own continues changes nothing. If the log does not continue this node's own, two nodes wrote under one
@@ -310,7 +318,7 @@ impl Catalog {
             continues |= v1.seq == ours.seq + 1 && v1.previous == ours.hash;
         }
         let known = self.all()?;
-        if self.past(newest.seq)? == Some(newest.hash) {
+        if self.is_own(&newest)? {
             return Ok(known.len());
         }
         let mut entries = entries.to_vec();

@@ -86,7 +86,16 @@ pub async fn recover(client: &Arc<Client>) -> Result<Recovered, RecoverError> {
         return Err(RecoverError::Nobody { asked });
     }
     copies.retain(|(_, end)| end.seq > 0);
-    copies.sort_by_key(|(_, end)| std::cmp::Reverse(end.seq));
+    // Where this node has put something before it recovered, providers have copies of that, too. They say nothing new, so the others come first, however short;
+    // later on a shorter one is an old one.
+    let is_first = !client.deals.takes_over()?;
+    let mut ranked = Vec::with_capacity(copies.len());
+    for (node, end) in copies {
+        let is_own = client.catalog.is_own(&end)?;
+        ranked.push(((is_first && is_own, std::cmp::Reverse(end.seq), is_own), node, end));
+    }
+    ranked.sort_by_key(|(rank, ..)| *rank);
+    let copies: Vec<(PublicKey, LogEnd)> = ranked.into_iter().map(|(_, node, end)| (node, end)).collect();
     if copies.is_empty() {
         return Err(RecoverError::Nothing { answered });
     }

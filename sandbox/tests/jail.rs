@@ -194,11 +194,13 @@ fn a_warm_worker_is_as_jailed_as_it_says() {
         |pid: i32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let mut jailed = 0;
     common::wait_until("the next worker is warm and jailed", || {
+        let before = jailed;
         jailed = common::processes(&marked.mark)
             .into_iter()
             .find(|pid| read(*pid, "status").lines().any(|line| line == "Seccomp_filters:\t3"))
             .unwrap_or(0);
-        jailed != 0
+        // The one that was asked for its walls may still be on its way out.
+        jailed != 0 && jailed == before
     });
     let status = read(jailed, "status");
     let says =

@@ -67,13 +67,21 @@ impl Deals {
         self.meta.commit(Batch::default().put(Table::State, TAKES_OVER_KEY, &true))
     }
 
+    /// Whether that was said.
+    ///
+    /// # Errors
+    /// When the local records fail.
+    pub fn takes_over(&self) -> Result<bool, MetaError> {
+        Ok(self.meta.get(Table::State, TAKES_OVER_KEY)? == Some(true))
+    }
+
     /// Takes over deals that other nodes of this account made, if this node does that, and those of its own that it did not come to note.
     /// Providers that are away keep theirs for later.
     ///
     /// # Errors
     /// When the local records or the ledger cannot be used.
     pub async fn take_over_foreign(&self) -> Result<(), DealError> {
-        let takes_over = self.meta.get(Table::State, TAKES_OVER_KEY)? == Some(true);
+        let takes_over = self.takes_over()?;
         // What is being opened just now is not foreign.
         let foreign = {
             let _opening = self.opening.lock().await;

@@ -13,6 +13,49 @@ type Mutant = (&'static str, &'static str, &'static str, &'static str);
 
 const MUTANTS: &[Mutant] = &[
     (
+        "tab.rs",
+        "if cost < open.counted || cost > open.most {",
+        "if cost < open.counted {",
+        "a job costs no more than its order says",
+    ),
+    (
+        "tab.rs",
+        "if cost < open.counted || cost > open.most {",
+        "if cost > open.most {",
+        "what a job has cost does not go down",
+    ),
+    (
+        "tab.rs",
+        ".saturating_sub(self.open(deal, period)).saturating_sub(self.reserved())",
+        ".saturating_sub(self.open(deal, period))",
+        "an escrow has what jobs under way may cost",
+    ),
+    (
+        "job.rs",
+        "            && self.outputs.bytes <= limits.output_list_bytes()\n",
+        "",
+        "a list of outputs is bounded",
+    ),
+    ("job.rs", "self.fuel <= limits.fuel", "true", "a result has used no more fuel than its work allows"),
+    (
+        "job.rs",
+        "if !verifiers.is_empty() && verifiers.len().is_multiple_of(2) {",
+        "if false {",
+        "verifiers cannot be of two minds",
+    ),
+    (
+        "hire.rs",
+        "        open.retain(|c| !are_neighbours(c, &winner));",
+        "        open.retain(|c| c.node != winner.node);",
+        "copies go to distinct operators and networks",
+    ),
+    (
+        "hire.rs",
+        "} else if cost > self.cost_max {",
+        "} else if false {",
+        "nobody is hired who may cost more than is allowed",
+    ),
+    (
         "ledger/claims.rs",
         "        if deal.claiming.is_some_and(|claiming| claiming.until_tick.is_none_or(|until| until >= tick)) {",
         "        if false {",
