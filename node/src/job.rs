@@ -519,6 +519,7 @@ impl Orders {
             cost: Amount::ZERO,
             end: None,
             began: None,
+            is_new: true,
         });
         self.keep(job)?;
         Ok(())

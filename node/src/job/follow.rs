@@ -187,7 +187,8 @@ impl Orders {
                     }
                     _ => return Err(PeerError::Refused(refusal).into()),
                 },
-                Err(error) => (error, PATIENCE_BEFORE),
+                Err(error) if attempt.is_new => (error, PATIENCE_BEFORE),
+                Err(error) => (error, PATIENCE),
             };
             if began.elapsed() > patience {
                 return Err(error.into());

@@ -94,6 +94,9 @@ pub(super) struct Attempt {
     /// When it was first seen to run, by this process.
     #[serde(skip)]
     pub(super) began: Option<Instant>,
+    /// Whether this process made it, so that its provider may never have heard of it.
+    #[serde(skip)]
+    pub(super) is_new: bool,
 }
 
 /// How an order ended.
