@@ -417,10 +417,11 @@ impl Orders {
         let wish = spec.wish(count);
         let may = |c: &Candidate| spec.node.is_none_or(|node| node == c.node);
         let can = |c: &Candidate| may(c) && wish.obstacle(c).is_none() && !failures.contains_key(&c.node);
-        // Who is known and cannot will not be able to in a moment.
         let enough = |client: &Client| {
             let hands = client.peers.hands();
-            hands.iter().any(|c| c.compute.is_some()) || hands.iter().any(can)
+            let found = hands.iter().filter(|c| can(c)).count();
+            // Where none of those that run jobs can, none will be able to in a moment.
+            found >= count + taken.len() || (found == 0 && hands.iter().any(|c| c.compute.is_some()))
         };
         let _ = tokio::time::timeout(LOOK_FOR, self.client.find_providers(enough)).await;
         let candidates = self.hands();
@@ -440,11 +441,13 @@ impl Orders {
                     Some(passed) => words(&passed),
                     None => "can run it".to_owned(),
                 };
-                format!("{} ({}): {why}", short(&c.node), c.operator)
+                (why, format!("{} ({})", short(&c.node), c.operator))
             });
-            let reasons: Vec<String> = reasons.collect();
-            let reasons =
-                if reasons.is_empty() { "no provider is known".to_owned() } else { reasons.join("; ") };
+            let mut by_reason: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            reasons.for_each(|(why, who)| by_reason.entry(why).or_default().push(who));
+            let reasons: Vec<String> =
+                by_reason.iter().map(|(why, who)| format!("{}: {why}", who.join(", "))).collect();
+            let reasons = if reasons.is_empty() { "none is known".to_owned() } else { reasons.join("; ") };
             format!("{error}: {reasons}")
         })
     }
@@ -486,7 +489,7 @@ impl Orders {
             self.verifiers.iter().filter(|node| **node != candidate.node).copied().collect();
         let can_dispute = spec.work.is_deterministic && verifiers.len() % 2 == 1;
         let verifiers = if can_dispute { verifiers } else { Vec::new() };
-        if spec.is_secured && (!can_dispute || percent == 0) {
+        if spec.is_secured && !can_dispute {
             return Err(DealError::NoVerifiers);
         }
         let penalty = if can_dispute { penalty } else { Amount::ZERO };
@@ -612,6 +615,11 @@ impl Spec {
         }
         if self.label.len() > LABEL_MAX_BYTES || self.label.chars().any(char::is_control) {
             return Err(JobError::Checks("a label has 256 bytes at most, and no control characters"));
+        }
+        if self.is_secured && !self.is_compared() {
+            return Err(JobError::Checks(
+                "a pledge secures only what is checked; leave out --secured, or allow checks (--check)",
+            ));
         }
         if self.check_percent > 100 {
             return Err(JobError::Checks("at most 100 percent of jobs can be checked"));

@@ -27,6 +27,17 @@ const COUNT: &str = r#"(module
         (then (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
       (br_if $more (i64.lt_u (local.get $i) (i64.const 1000000000))))))"#;
 
+/// A component, as newer toolchains make them.
+const COMPONENT: &str = r#"(component
+  (core module $m
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\2a")
+    (func (export "run") (result i32) (i32.ne (i32.load8_u (i32.const 0)) (i32.const 42))))
+  (core instance $i (instantiate $m))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $exported (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.0" (instance $exported)))"#;
+
 const ENDLESS: &str = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
 
 fn text(path: &Path) -> &str {
@@ -67,6 +78,9 @@ fn a_job_runs_is_paid_for_and_comes_to_the_same_at_each_provider() {
     assert_eq!(all["result"], job["result"]);
     let orders = all["orders"].as_array().unwrap();
     assert!(orders.len() == 3 && orders.iter().all(|order| order["result"] == all["result"]), "{all}");
+    let component = module(&net, "component.wasm", COMPONENT);
+    let run = net.client.ok(&["job", "run", &component, "--memory", "16MiB", "--copies", "3"]);
+    assert_eq!(run["code"].as_u64(), Some(0), "{run}");
     // Anybody can check the receipt, with nothing but the file.
     let receipt = net.dir.path().join("receipt");
     let name = all["job"].as_str().unwrap().to_owned();
@@ -76,7 +90,7 @@ fn a_job_runs_is_paid_for_and_comes_to_the_same_at_each_provider() {
     assert_eq!((verdict["right"].as_bool(), &verdict["found"]["result"]), (Some(true), &all["result"]));
     // The client promised to pay what providers counted.
     let cost: f64 =
-        [&job, &all].iter().map(|job| job["cost"].as_str().unwrap().parse::<f64>().unwrap()).sum();
+        [&job, &all, &run].iter().map(|job| job["cost"].as_str().unwrap().parse::<f64>().unwrap()).sum();
     let promised = || {
         let deals = net.client.ok(&["deals"]);
         let deals = deals.as_array().unwrap().clone();

@@ -41,7 +41,7 @@ pub(super) struct TryArgs {
 pub(super) struct ProgramArgs {
     /// The program: a WebAssembly module for WASI preview 1, or a component with wasi:cli/run
     module: PathBuf,
-    /// A file or a folder that the program finds at /NAME, once for each
+    /// A file or a folder that the program finds at /NAME, once for each. At providers also blob:NAME, a blob of yours
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_input)]
     input: Vec<(String, PathBuf)>,
     /// A file that the program reads as standard input; `-` is this command's own

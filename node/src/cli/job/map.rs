@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
 use spare_market::job::{Material, Work};
 
-use super::run::{OrderArgs, fetch_outputs, is_over, new_job, send_materials};
+use super::run::{OrderArgs, fetch_outputs, is_over, new_job, read_blobs, send_materials};
 use super::{ProgramArgs, collect, gather};
 use crate::api::{JobInfo, OfferInfo};
 use crate::cli::{ApiClient, Context};
@@ -146,11 +146,13 @@ fn work_for(
 }
 
 /// Runs the program for each input. Returns the exit code: 1 if not all ended with code 0.
-pub(in crate::cli) async fn map(context: &Context, args: MapArgs) -> anyhow::Result<u8> {
+pub(in crate::cli) async fn map(context: &Context, mut args: MapArgs) -> anyhow::Result<u8> {
     let api = context.api()?;
     let began = Instant::now();
     let output = args.program.output.clone().context("say where the outputs go: --output DIR")?;
     ensure!(args.program.stdin.is_none(), "each input comes as standard input; leave out --stdin");
+    ensure!(args.order.output_blobs.is_none(), "the outputs go to a folder; `spare put` stores them");
+    let _blobs = read_blobs(&api, &mut args.program).await?;
     let base = gather(&args.program)?;
     let mut files = Vec::new();
     collect("", &args.inputs, &mut files)?;

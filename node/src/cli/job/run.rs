@@ -43,6 +43,9 @@ pub(in crate::cli) struct OrderArgs {
     /// The node key of the one provider that is to run it
     #[arg(long, value_name = "NODE")]
     provider: Option<String>,
+    /// Store the files that the program leaves as blobs of yours, each under PREFIX/ and its path
+    #[arg(long, value_name = "PREFIX")]
+    pub(super) output_blobs: Option<String>,
     /// What to call the job
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(super) label: String,
@@ -109,13 +112,46 @@ pub(super) async fn send_materials(
     Ok(())
 }
 
+/// What marks an input as a blob.
+const BLOB: &str = "blob:";
+
+/// Reads inputs that are blobs into files of a folder, which lasts as long as what is returned, and has the program take those.
+pub(super) async fn read_blobs(
+    api: &ApiClient,
+    program: &mut ProgramArgs,
+) -> anyhow::Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir()?;
+    for (i, (_, path)) in program.input.iter_mut().enumerate() {
+        let Some(name) = path.to_str().and_then(|path| path.strip_prefix(BLOB)) else { continue };
+        let blob = api.send(api.request(Method::GET, &["blobs", name])).await?.bytes().await?;
+        let file = dir.path().join(i.to_string());
+        std::fs::write(&file, blob)?;
+        *path = file;
+    }
+    Ok(dir)
+}
+
+/// Stores what a job left as blobs.
+async fn store_outputs(api: &ApiClient, job: &JobInfo, prefix: &str) -> anyhow::Result<()> {
+    for file in &job.outputs {
+        let request = api.request(Method::GET, &["jobs", &job.job, "outputs"]).query(&[("path", &file.path)]);
+        let bytes = api.send(request).await?.bytes().await?;
+        let name = format!("{prefix}/{}", file.path);
+        let request = api.request(Method::PUT, &["blobs", &name]).query(&[("replace", "true")]).body(bytes);
+        api.send(request).await.with_context(|| format!("'{name}' could not be stored"))?;
+    }
+    Ok(())
+}
+
 async fn submit_job(
     context: &Context,
     api: &ApiClient,
     program: &ProgramArgs,
     order: &OrderArgs,
 ) -> anyhow::Result<JobInfo> {
-    let (work, materials) = gather(program)?;
+    let mut program = program.clone();
+    let _blobs = read_blobs(api, &mut program).await?;
+    let (work, materials) = gather(&program)?;
     let new = new_job(&work, order);
     send_materials(context, api, &work, materials).await?;
     Ok(api.send(api.request(Method::POST, &["jobs"]).json(&new)).await?.json().await?)
@@ -140,6 +176,9 @@ pub(in crate::cli) async fn run(
             return Ok(130);
         }
     };
+    if let Some(prefix) = &order.output_blobs {
+        store_outputs(&api, &job, prefix).await?;
+    }
     finish(context, &api, &job, program.output.as_deref()).await
 }
 
@@ -149,7 +188,8 @@ pub(in crate::cli) async fn submit(
     program: ProgramArgs,
     order: OrderArgs,
 ) -> anyhow::Result<()> {
-    ensure!(program.output.is_none(), "fetch its output later: `spare job output JOB --output DIR`");
+    let is_left = program.output.is_none() && order.output_blobs.is_none();
+    ensure!(is_left, "fetch its output later: `spare job output JOB --output DIR`");
     let api = context.api()?;
     let job = submit_job(context, &api, &program, &order).await?;
     context.print(&job, |job, out| line!(out, "{}", job.job))
@@ -300,6 +340,8 @@ pub(in crate::cli) async fn offers(
     order: OrderArgs,
 ) -> anyhow::Result<()> {
     let api = context.api()?;
+    let mut program = program;
+    let _blobs = read_blobs(&api, &mut program).await?;
     let (work, _) = gather(&program)?;
     let new = new_job(&work, &order);
     let request = api.request(Method::POST, &["jobs", "offers"]).json(&new);
