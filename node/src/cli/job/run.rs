@@ -138,7 +138,13 @@ async fn store_outputs(api: &ApiClient, job: &JobInfo, prefix: &str) -> anyhow::
         let bytes = api.send(request).await?.bytes().await?;
         let name = format!("{prefix}/{}", file.path);
         let request = api.request(Method::PUT, &["blobs", &name]).query(&[("replace", "true")]).body(bytes);
-        api.send(request).await.with_context(|| format!("'{name}' could not be stored"))?;
+        let still_there = || {
+            format!(
+                "'{name}' could not be stored; it is still there, `spare job output {} --output DIR` fetches it",
+                job.job
+            )
+        };
+        api.send(request).await.with_context(still_there)?;
     }
     Ok(())
 }
