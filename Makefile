@@ -43,6 +43,8 @@ test: build
 
 bench: build
 	$(TARGET_DIR)/release/bench
+	@if [ -e $(PAYLOADS) ]; then SPARE_PAYLOADS=$(PAYLOADS) $(CARGO) bench -p spare-sandbox --bench factors; \
+	else echo "The sandbox's factors need real programs: make payloads, once."; fi
 
 # Kept outside of the tree, so that a fresh clone need not download them again.
 PAYLOADS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spare/payloads

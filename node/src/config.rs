@@ -108,6 +108,8 @@ pub struct ClientConfig {
     pub max_job_cost: Credits,
     /// How many jobs of a hundred are run again to check their results.
     pub check_percent: u8,
+    /// Node keys of the verifiers that orders of jobs name, for when results differ; empty for the market's node.
+    pub verifiers: Vec<String>,
 }
 
 /// The `[compute]` section.
@@ -245,6 +247,7 @@ impl Default for Config {
                 strike_after_s: STRIKE_SPACING_S as u32,
                 max_job_cost: Credits(Amount(PICO_PER_CREDIT)),
                 check_percent: 5,
+                verifiers: Vec::new(),
             },
             challenge: ChallengeConfig { deals_per_period: 0, open_max: 10 },
             network: NetworkConfig { peers: Vec::new(), snapshot_after: 10_000 },

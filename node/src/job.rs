@@ -485,10 +485,16 @@ impl Orders {
         let percent = if spec.copies > 1 { 100 } else { spec.check_percent };
         let cost = prices.cost_max(&spec.work).0;
         let penalty = Amount(cost.saturating_mul(100).checked_div(u128::from(percent)).unwrap_or(0));
-        let verifiers: Vec<PublicKey> =
+        let mut verifiers: Vec<PublicKey> =
             self.verifiers.iter().filter(|node| **node != candidate.node).copied().collect();
-        let can_dispute = spec.work.is_deterministic && verifiers.len() % 2 == 1;
-        let verifiers = if can_dispute { verifiers } else { Vec::new() };
+        if verifiers.len().is_multiple_of(2) {
+            // An even number could be of two minds.
+            verifiers.pop();
+        }
+        if !spec.work.is_deterministic {
+            verifiers.clear();
+        }
+        let can_dispute = !verifiers.is_empty();
         if spec.is_secured && !can_dispute {
             return Err(DealError::NoVerifiers);
         }

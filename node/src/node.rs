@@ -12,8 +12,8 @@ use libp2p::{Multiaddr, PeerId};
 use spare_market::ask::{ADDRESS_MAX_BYTES, ADDRESSES_MAX, Ask, AskV1};
 use spare_market::genesis::Genesis;
 use spare_market::grant::Authority;
-use spare_market::job::ComputePrices;
-use spare_market::keys::SigningSecret;
+use spare_market::job::{ComputePrices, VERIFIERS_MAX};
+use spare_market::keys::{PublicKey, SigningSecret};
 use spare_market::signed::Signed;
 use spare_market::voucher::AHEAD_MAX;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
@@ -218,7 +218,7 @@ impl Node {
         let capacity = jobs.clone().map(|jobs| Arc::new(Capacity::new(jobs)));
         let orders = Arc::new(Orders::open(crate::job::Setup {
             identity: identity.clone(),
-            verifiers: vec![market.node],
+            verifiers: verifiers_of(&config, &market)?,
             client: client.clone(),
             chain: chain.clone(),
             wallet: wallet.clone(),
@@ -567,6 +567,22 @@ fn is_loopback(addr: &Multiaddr) -> bool {
         Some(Protocol::Ip6(ip)) => ip.is_loopback(),
         _ => false,
     }
+}
+
+/// The verifiers that orders name, in order of key.
+fn verifiers_of(config: &Config, market: &Market) -> anyhow::Result<Vec<PublicKey>> {
+    let named = config.client.verifiers.iter().map(|key| key.parse()).collect::<Result<Vec<PublicKey>, _>>();
+    let mut named = named.context("a verifier in client.verifiers is not a node key")?;
+    if named.is_empty() {
+        named.push(market.node);
+    }
+    named.sort_unstable();
+    named.dedup();
+    anyhow::ensure!(
+        named.len() <= VERIFIERS_MAX,
+        "client.verifiers names more than {VERIFIERS_MAX} verifiers"
+    );
+    Ok(named)
 }
 
 /// Prices of jobs, if any are offered.
