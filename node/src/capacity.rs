@@ -127,7 +127,7 @@ impl Capacity {
             arch: std::env::consts::ARCH.to_owned(),
             slots: count(offer.slots),
             free_slots: count(self.jobs.free_slots().min(offer.slots)),
-            memory_bytes: self.jobs.job_memory_bytes(),
+            memory_bytes: offer.memory_bytes,
             output_bytes: offer.output_bytes,
             fuel_per_s: measured.fuel_per_s,
             gpus: measured.gpus,

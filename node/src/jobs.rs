@@ -263,11 +263,6 @@ impl Jobs {
         &self.offer
     }
 
-    /// Most memory that one job may need.
-    pub fn job_memory_bytes(&self) -> u64 {
-        self.offer.memory_bytes
-    }
-
     /// Where bytes of jobs are.
     pub fn materials(&self) -> &Arc<Materials> {
         &self.materials

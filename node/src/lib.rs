@@ -1,4 +1,4 @@
-//! Spare: a peer node that rents out idle disks, and stores its owner's data on the disks of others.
+//! Spare: a peer node that rents out idle disks and processors, stores its owner's data on the disks of others, and runs its owner's programs on their machines.
 //!
 //! The program's data flow, one module per word:
 //!

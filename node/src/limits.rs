@@ -311,7 +311,8 @@ const CONNECTION_BYTES: usize = 96 << 10;
 /// | index entries on their way | [`INDEX_TRANSFERS_MAX`] x 2 x 8 MiB: 128 MiB |
 /// | lists of blocks on their way | [`BLOCK_TRANSFERS_MAX`] x 2 x 2 x [`BLOCKS_PER_ANSWER_BYTES`]: 64 MiB |
 ///
-/// Beyond that are shards being stored, which a funded deal pays for ([`BULK_WINDOW_BYTES`] a connection and a buffer a shard), and libp2p, whose
+/// Beyond that are shards being stored, which a funded deal pays for ([`BULK_WINDOW_BYTES`] a connection and a buffer a shard), jobs, whose memory the
+/// setting `compute.memory` bounds, and libp2p, whose
 /// connections end at [`LIBP2P_MEMORY_MAX_BYTES`] of the process's memory.
 pub fn memory_max_bytes() -> usize {
     let reads = 2 * READS_MAX * READ_BUFFERS_MAX * crate::direct_io::BUFFER_BYTES;

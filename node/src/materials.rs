@@ -164,7 +164,8 @@ impl Materials {
     }
 
     /// Room of what is kept and under way.
-    pub fn used_bytes(&self) -> u64 {
+    #[cfg(test)]
+    fn used_bytes(&self) -> u64 {
         self.inner().in_all()
     }
 

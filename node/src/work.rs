@@ -24,6 +24,8 @@ use spare_sandbox::task::{Determinism, Exit, Input, Limits, Outcome, Task};
 /// Who has something compiled: nobody gets what was compiled for somebody else.
 pub use spare_sandbox::cache::Client;
 
+/// Programs that a node runs for itself, as against those of clients.
+pub const OWN: Client = [0; 32];
 /// Longest module that is compiled.
 pub const MODULE_MAX_BYTES: u64 = 128 << 20;
 /// What compiling may use. A module of 69 MB takes half a minute on an ordinary machine.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | how many jobs at once | [`cores`] | the kernel: affinity and quotas |
 //! | may one more job start | [`memory`] | the kernel, now: free memory, and the bounds of all control groups |
-//! | how much does a job compute in a second | [`measure`] | a short program in a real worker |
+//! | how much does a job compute in a second | [`measure`] | a short program in a worker, as a job runs |
 //! | which graphics processors are there | [`gpus`] | Vulkan, in a process of its own, and a trial of each |
 //!
 //! **Non-goal:** what a machine promises. Who rents it out may offer less than is found here.

@@ -101,7 +101,7 @@ pub struct NewJob {
     /// Providers that run it, each for itself; 1 without it.
     #[serde(default)]
     pub copies: Option<u8>,
-    /// How many of them have to come to the same result; more than half without it.
+    /// How many of them have to come to the same result where they differ and this node cannot run it itself; more than half without it.
     #[serde(default)]
     pub agree: Option<u8>,
     /// How likely it is run again to check it, in percent; the node's setting without it.

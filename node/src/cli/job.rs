@@ -19,12 +19,10 @@ use super::{Context, JobCommand, print};
 use crate::api::ended_words;
 use crate::config::Size;
 use crate::limits::JOB_INPUT_MAX_BYTES;
-use crate::work::{Done, Materials, Workshop};
+use crate::work::{Done, Materials, OWN, Workshop};
 
 /// Most bytes of compiled programs that are kept in the node's folder.
 const CACHE_BYTES: u64 = 2 << 30;
-/// Programs' own artefacts, as against those of clients.
-const OWN: [u8; 32] = [0; 32];
 
 /// A program that is run here.
 #[derive(Debug, Args)]

@@ -17,12 +17,10 @@ use crate::frames::RefusalCode;
 use crate::jobs::wall;
 use crate::materials::MaterialError;
 use crate::peers::PeerError;
-use crate::work::{Client, Done, Materials, WorkFailure, Workshop};
+use crate::work::{Done, Materials, OWN, WorkFailure, Workshop};
 
 /// Longest receipt with all that it takes to check it.
 const BUNDLE_MAX_BYTES: usize = 1 << 30;
-/// Programs that this node runs for itself, as against those of clients.
-const OWN: Client = [0; 32];
 
 /// Why what came out is not here.
 #[derive(Debug)]

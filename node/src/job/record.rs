@@ -60,7 +60,7 @@ pub struct Spec {
     pub cost_max: Amount,
     /// Providers that run it.
     pub copies: u8,
-    /// How many of them have to come to the same result.
+    /// How many of them have to come to the same result, where they differ and this node cannot run it itself.
     pub agree: u8,
     /// How likely it is run again to check it, in percent.
     pub check_percent: u8,

@@ -28,7 +28,7 @@ pub(in crate::cli) struct OrderArgs {
     /// Have so many providers run it, each for itself, and compare
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     copies: u8,
-    /// How many of the copies have to come to the same result [default: more than half]
+    /// How many of the copies have to come to the same result where they differ and this node cannot run the program itself [default: more than half]
     #[arg(long, value_name = "M")]
     agree: Option<u8>,
     /// How likely it is run again to check the result, in percent [default: the setting client.check_percent; 0 with --free or --copies]
