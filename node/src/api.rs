@@ -11,6 +11,7 @@ use std::time::Duration;
 
 mod audits;
 mod blobs;
+mod compute;
 mod deals;
 mod jobs;
 mod market;
@@ -192,11 +193,9 @@ impl From<SubmitError> for ApiError {
 
 pub use audits::{AuditInfo, ChallengerStatus, FailingInfo, StrikeInfo};
 pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, parse_range};
+pub use compute::{ComputeStatus, GpuInfo, WorkInfo};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
-pub use jobs::{
-    ComputeStatus, FileInfo, GpuInfo, JobInfo, LOG_FROM, MaterialInfo, NewJob, OfferInfo, OrderInfo,
-    WorkInfo, ended_words,
-};
+pub use jobs::{FileInfo, JobInfo, LOG_FROM, MaterialInfo, NewJob, OfferInfo, OrderInfo, ended_words};
 pub use market::{Balance, Funding, MarketReport, Quote};
 
 type Shared = State<Arc<Node>>;
@@ -232,7 +231,7 @@ pub fn router(node: Arc<Node>, token: String) -> (Router, utoipa::openapi::OpenA
         .routes(routes!(jobs::log))
         .routes(routes!(jobs::output))
         .routes(routes!(jobs::receipt))
-        .routes(routes!(jobs::work))
+        .routes(routes!(compute::work))
         .split_for_parts();
     let guarded = routes
         .layer(from_fn_with_state(Arc::new(blake3::hash(token.as_bytes())), require_token))
@@ -639,7 +638,7 @@ async fn status(State(node): Shared) -> Result<Json<Status>, ApiError> {
         blobs: blobs.len(),
         spending: deals::spending(&node)?,
         provider,
-        compute: jobs::compute_status(&node),
+        compute: compute::compute_status(&node),
         challenger: audits::challenger(&node)?,
         received_bytes: node.traffic.received_bytes.load(Ordering::Relaxed),
         sent_bytes: node.traffic.sent_bytes.load(Ordering::Relaxed),
