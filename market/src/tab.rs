@@ -4,6 +4,8 @@
 //! side as it happens: the client counts what arrived, the provider what it sent. A connection that broke, or a node that was killed, makes the
 //! two differ a little, so the provider forgives a small difference once a period, and asks for payment when more is open.
 
+mod jobs;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -15,15 +17,15 @@ use crate::job::{JOBS_UNPAID_MAX, JobId};
 use crate::meter::{Meter, MeterError};
 use crate::voucher::{Known, VoucherError, VoucherV1};
 
+pub use jobs::JOBS_OPEN_MAX;
+use jobs::OpenJob;
+
 /// Bytes read and not paid for, above which a provider serves no further reads: nobody works unpaid beyond this.
 pub const READ_STEP_BYTES: u64 = 256 << 20;
 /// Periods within which a provider lets one period pass unpaid that its client says it was away in, though it knows of nothing: a line that was down.
 pub const DOUBT_PERIODS: u64 = 30;
 /// Difference between the two counts of bytes read that a provider forgives once a period.
 pub const READ_SLACK_BYTES: u64 = 16 << 20;
-
-/// Most jobs under way under one deal.
-pub const JOBS_OPEN_MAX: usize = 256;
 
 /// What a client owes a provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,15 +43,6 @@ pub struct Tab {
     /// Since which period, and how often since then, storage was not paid as not shown, for no reason that the provider knows.
     doubted: (u64, u64),
     base: Base,
-}
-
-/// What a job that has not ended costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct OpenJob {
-    /// At most.
-    most: Amount,
-    /// So far.
-    counted: Amount,
 }
 
 /// From where a tab counts: what the ledger settled by claims, and what is not owed since then.
@@ -181,67 +174,6 @@ impl Tab {
     /// Counts bytes read.
     pub fn add_read(&mut self, bytes: u64) {
         self.read_bytes = self.read_bytes.saturating_add(bytes);
-    }
-
-    /// Notes a job that costs at most `most`. From then on the escrow has to have that.
-    ///
-    /// # Errors
-    /// [`TabError::ManyJobs`].
-    pub fn begin_job(&mut self, job: JobId, most: Amount) -> Result<(), TabError> {
-        if self.open_jobs.len() >= JOBS_OPEN_MAX && !self.open_jobs.contains_key(&job) {
-            return Err(TabError::ManyJobs);
-        }
-        self.open_jobs.entry(job).or_insert(OpenJob { most, counted: Amount::ZERO });
-        Ok(())
-    }
-
-    /// Counts what a job has cost so far, in all.
-    ///
-    /// # Errors
-    /// [`TabError::Job`]; nothing has changed then.
-    pub fn count_job(&mut self, job: &JobId, cost: Amount) -> Result<(), TabError> {
-        let open = self.open_jobs.get_mut(job).ok_or(TabError::Job)?;
-        if cost < open.counted || cost > open.most {
-            return Err(TabError::Job);
-        }
-        self.jobs = self.jobs.checked_add(cost.saturating_sub(open.counted)).ok_or(MeterError::Overflow)?;
-        open.counted = cost;
-        Ok(())
-    }
-
-    /// Ends a job, with what was counted of it.
-    pub fn end_job(&mut self, job: &JobId) {
-        self.open_jobs.remove(job);
-    }
-
-    /// What was counted of a job that has not ended.
-    pub fn job(&self, job: &JobId) -> Option<Amount> {
-        self.open_jobs.get(job).map(|open| open.counted)
-    }
-
-    /// Counts jobs that the other side alone has counted.
-    pub fn add_missed_jobs(&mut self, cost: Amount) {
-        self.jobs = self.jobs.checked_add(cost).unwrap_or(SUPPLY_MAX);
-    }
-
-    /// Takes over from `ours`, which jobs are under way and what they may cost: another's word for that would put money aside for nothing.
-    pub fn keep_open_jobs(&mut self, ours: &Self) {
-        let theirs = std::mem::take(&mut self.open_jobs);
-        for (job, open) in &ours.open_jobs {
-            let counted = theirs.get(job).map_or(open.counted, |theirs| theirs.counted.min(open.most));
-            self.open_jobs.insert(*job, OpenJob { most: open.most, counted: counted.max(open.counted) });
-        }
-    }
-
-    /// Jobs that have not ended.
-    pub fn open_jobs(&self) -> impl Iterator<Item = &JobId> {
-        self.open_jobs.keys()
-    }
-
-    /// What jobs that have not ended may still cost.
-    pub fn reserved(&self) -> Amount {
-        let left = self.open_jobs.values().map(|open| open.most.saturating_sub(open.counted).0);
-        Amount(left.fold(0, u128::saturating_add)).min(SUPPLY_MAX)
     }
 
     /// What all periods before `period`, all reading and all jobs cost.

@@ -13,13 +13,13 @@ type Mutant = (&'static str, &'static str, &'static str, &'static str);
 
 const MUTANTS: &[Mutant] = &[
     (
-        "tab.rs",
+        "tab/jobs.rs",
         "if cost < open.counted || cost > open.most {",
         "if cost < open.counted {",
         "a job costs no more than its order says",
     ),
     (
-        "tab.rs",
+        "tab/jobs.rs",
         "if cost < open.counted || cost > open.most {",
         "if cost > open.most {",
         "what a job has cost does not go down",
