@@ -1,13 +1,12 @@
 //! Answering other peers: the serving side of `spare/1`.
 //!
 //! Everything here comes from a stranger. Lengths are checked before they are used, each wait has an end, and each transfer as a whole;
-//! sessions and reads are bounded in all, per peer and per network ([`places`]), work that nobody pays for by budgets ([`unpaid`]), and whatever is
+//! sessions and reads are bounded in all, per peer and per network ([`crate::places`]), work that nobody pays for by budgets ([`unpaid`]), and whatever is
 //! unfinished when a peer goes away is undone.
 
 mod index;
 mod jobs;
 mod ledger;
-mod places;
 mod read;
 mod unpaid;
 
@@ -15,7 +14,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use places::{Bounds, Place, Places};
 use spare_market::deal::DealId;
 use spare_market::grant::{Authority, Scope};
 use spare_market::keys::{PublicKey, SigningSecret};
@@ -41,6 +39,7 @@ use crate::limits::{
     SESSIONS_PER_SUBNET_MAX, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout,
 };
 use crate::market::Market;
+use crate::places::{Bounds, Place, Places};
 use crate::reach::dial_back::DialBack;
 use crate::shards::{Incoming, ShardError};
 use crate::transport::{Direct, Wire};
@@ -61,7 +60,7 @@ enum SessionEnd {
     Hello(Refusal),
     #[error("a read was broken off: {0}")]
     Rot(Refusal),
-    #[error("all places were taken, and this one was not used")]
+    #[error("all places were taken, and one of its network went to another")]
     GaveWay,
     #[error("a blocking task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -93,9 +92,9 @@ pub struct Answerer {
     logs: Arc<IndexLogs>,
     book: Arc<AskBook>,
     market: Option<Arc<Market>>,
-    sessions: Arc<Places>,
+    sessions: Arc<Places<PublicKey>>,
     /// Reads, each of which has buffers in memory.
-    reads: Arc<Places>,
+    reads: Arc<Places<PublicKey>>,
     unpaid: Unpaid,
     /// Index entries on their way, each of which is in memory whole.
     index_transfers: tokio::sync::Semaphore,
@@ -142,12 +141,12 @@ impl Answerer {
             market,
             sessions: Places::new(Bounds {
                 total: SESSIONS_MAX,
-                per_peer: SESSIONS_PER_PEER_MAX,
+                per_holder: SESSIONS_PER_PEER_MAX,
                 per_subnet: SESSIONS_PER_SUBNET_MAX,
             }),
             reads: Places::new(Bounds {
                 total: READS_MAX,
-                per_peer: READS_PER_PEER_MAX,
+                per_holder: READS_PER_PEER_MAX,
                 per_subnet: READS_PER_SUBNET_MAX,
             }),
             unpaid: Unpaid::new(),
@@ -195,7 +194,12 @@ impl Answerer {
         }
     }
 
-    async fn session(&self, wire: &mut Wire, subnet: Subnet, place: &Place) -> Result<(), SessionEnd> {
+    async fn session(
+        &self,
+        wire: &mut Wire,
+        subnet: Subnet,
+        place: &Place<PublicKey>,
+    ) -> Result<(), SessionEnd> {
         let peer = wire.peer;
         let hello = Cost { units: HELLO_UNITS, is_paid: false };
         if let Err(refusal) = self.unpaid.wait(&peer, &subnet, hello).await {

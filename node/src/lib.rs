@@ -55,6 +55,7 @@ pub mod materials;
 pub mod meta;
 pub mod node;
 pub mod peers;
+mod places;
 pub mod put;
 pub mod reach;
 pub mod recover;

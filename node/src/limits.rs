@@ -66,6 +66,8 @@ pub const LIBP2P_HANDSHAKES_PER_SUBNET_MAX: usize = 16;
 pub const CONNECTIONS_MAX: usize = 512;
 /// Most direct connections from one address at once.
 pub const CONNECTIONS_PER_IP_MAX: usize = 64;
+/// Most direct connections from one network (/24, IPv6: /48) at once.
+pub const CONNECTIONS_PER_SUBNET_MAX: usize = 256;
 /// Most streams a peer may have open on a connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 /// Most `spare/1` sessions served at once, over all peers and transports.
@@ -85,8 +87,8 @@ pub const READS_PER_SUBNET_MAX: usize = 64;
 pub const READ_BUFFERS_MAX: usize = 3;
 /// How long a read waits for its place.
 pub const READ_WAIT: Duration = Duration::from_secs(5);
-/// How long somebody has to have made no progress to give way, when all sessions or reads are taken, to somebody from a network that has fewer. It
-/// is longer than a moment's congestion, and shorter than anybody waits.
+/// How long somebody has to have made no progress to give way, when all connections, sessions or reads are taken, to somebody from a network that has
+/// fewer, unless it has less than half as many. It is longer than a moment's congestion, and shorter than anybody waits.
 pub const GIVE_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Most direct connections whose handshake is not finished.
 pub const HANDSHAKES_MAX: usize = 256;
@@ -135,6 +137,8 @@ pub const INDEX_TRANSFERS_MAX: usize = 8;
 pub const IDENTIFY_ADDRESSES_MAX: usize = 16;
 /// Most libp2p connections, in each direction.
 pub const LIBP2P_CONNECTIONS_MAX: u32 = 256;
+/// Of incoming ones, how many are kept free for networks that have few.
+pub const LIBP2P_CONNECTIONS_FREE: usize = 32;
 /// Most libp2p connections with one peer.
 pub const LIBP2P_CONNECTIONS_PER_PEER_MAX: u32 = 4;
 /// Resident memory above which no further libp2p connection is accepted.

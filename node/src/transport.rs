@@ -26,10 +26,11 @@ use crate::budget::Budgets;
 use crate::frames::{Dialled, Service};
 use crate::limits::{
     ACCEPTED_WINDOW_BYTES, BUDGET_KEYS_MAX, BULK_WINDOW_BYTES, CONNECTIONS_BEFORE_RETRY, CONNECTIONS_MAX,
-    CONNECTIONS_PER_IP_MAX, DEBT_MAX, DIAL_TIMEOUT, HANDSHAKES_BEFORE_RETRY, HANDSHAKES_MAX,
-    HANDSHAKES_PER_SUBNET, HANDSHAKES_PER_SUBNET_MAX, HELLO_TIMEOUT, IDLE_TIMEOUT, INCOMING_BUFFER_BYTES,
-    STREAMS_PER_CONNECTION_MAX, count_down,
+    CONNECTIONS_PER_IP_MAX, CONNECTIONS_PER_SUBNET_MAX, DEBT_MAX, DIAL_TIMEOUT, HANDSHAKES_BEFORE_RETRY,
+    HANDSHAKES_MAX, HANDSHAKES_PER_SUBNET, HANDSHAKES_PER_SUBNET_MAX, HELLO_TIMEOUT, IDLE_TIMEOUT,
+    INCOMING_BUFFER_BYTES, STREAMS_PER_CONNECTION_MAX,
 };
+use crate::places::{Bounds, Place, Places};
 
 const ALPN: &[u8] = b"spare/1";
 /// What libp2p over QUIC negotiates (libp2p TLS specification).
@@ -60,11 +61,12 @@ pub struct Wire {
     pub peer: PublicKey,
     /// Where the peer was seen.
     pub remote_ip: IpAddr,
-    /// Shared by all wires of a connection, which so knows whether any is in use.
-    _in_use: Option<Arc<()>>,
     /// The connection, if it is a direct one that was accepted.
     accepted: Option<quinn::Connection>,
 }
+
+/// A connection's place among the accepted ones. Its wires share it, so whoever holds it knows whether any is in use.
+type ConnectionPlace = Arc<Place<IpAddr>>;
 
 impl Wire {
     /// Makes a wire of the two halves of a stream.
@@ -79,14 +81,22 @@ impl Wire {
         Self {
             recv: BufReader::with_capacity(
                 READ_BUFFER_BYTES,
-                Counted { inner: recv, traffic: traffic.clone(), moved_bytes: 0 },
+                Counted { inner: recv, traffic: traffic.clone(), moved_bytes: 0, place: None },
             ),
-            send: Counted { inner: send, traffic: traffic.clone(), moved_bytes: 0 },
+            send: Counted { inner: send, traffic: traffic.clone(), moved_bytes: 0, place: None },
             peer,
             remote_ip,
-            _in_use: None,
             accepted: None,
         }
+    }
+
+    /// Has it count as use of a direct connection that was accepted.
+    fn over(mut self, connection: quinn::Connection, place: &ConnectionPlace) -> Self {
+        place.progressed();
+        self.recv.get_mut().place = Some(place.clone());
+        self.send.place = Some(place.clone());
+        self.accepted = Some(connection);
+        self
     }
 
     /// Bytes that went over it, either way.
@@ -176,12 +186,25 @@ pub struct Counted<S> {
     inner: S,
     traffic: Arc<Traffic>,
     moved_bytes: u64,
+    place: Option<ConnectionPlace>,
 }
 
 impl<S> Counted<S> {
     fn count_sent(&mut self, bytes: usize) {
-        self.moved_bytes += bytes as u64;
         self.traffic.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.count(bytes);
+    }
+
+    fn count_received(&mut self, bytes: usize) {
+        self.traffic.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.count(bytes);
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.moved_bytes += bytes as u64;
+        if let Some(place) = self.place.as_ref().filter(|_| bytes > 0) {
+            place.progressed();
+        }
     }
 }
 
@@ -193,9 +216,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let read = (buf.filled().len() - before) as u64;
-        self.moved_bytes += read;
-        self.traffic.received_bytes.fetch_add(read, Ordering::Relaxed);
+        self.count_received(buf.filled().len() - before);
         poll
     }
 }
@@ -325,35 +346,27 @@ pub struct Direct {
     traffic: Arc<Traffic>,
     /// Open connections by peer, for asking.
     connections: tokio::sync::Mutex<HashMap<PublicKey, quinn::Connection>>,
-    /// Accepted connections, for limits.
-    accepted: Mutex<Accepted>,
+    /// Accepted connections, those with a handshake under way included.
+    accepted: Arc<Places<IpAddr>>,
+    /// Those whose handshake is not finished.
+    handshakes: Arc<Places<IpAddr>>,
+    begun: Mutex<Begun>,
     started: Instant,
     /// Bytes of socket buffer that the kernel granted.
     pub buffer_bytes: usize,
 }
 
-/// Accepted connections.
-struct Accepted {
-    by_ip: HashMap<IpAddr, usize>,
-    /// Those whose handshake is not finished.
-    handshakes: HashMap<Subnet, usize>,
-    /// Connections that were begun.
-    begun: Budgets<Subnet>,
-    /// All of them together.
-    begun_in_all: Budgets<()>,
+/// How many connections were begun lately.
+struct Begun {
+    by_subnet: Budgets<Subnet>,
+    in_all: Budgets<()>,
 }
 
-impl Default for Accepted {
+impl Default for Begun {
     fn default() -> Self {
-        let begun = Budgets::new(HANDSHAKES_PER_SUBNET, BUDGET_KEYS_MAX, DEBT_MAX);
-        let begun_in_all = Budgets::new(HANDSHAKES_BEFORE_RETRY, 1, DEBT_MAX);
-        Self { by_ip: HashMap::new(), handshakes: HashMap::new(), begun, begun_in_all }
-    }
-}
-
-impl Accepted {
-    fn handshakes(&self) -> usize {
-        self.handshakes.values().sum()
+        let by_subnet = Budgets::new(HANDSHAKES_PER_SUBNET, BUDGET_KEYS_MAX, DEBT_MAX);
+        let in_all = Budgets::new(HANDSHAKES_BEFORE_RETRY, 1, DEBT_MAX);
+        Self { by_subnet, in_all }
     }
 }
 
@@ -390,7 +403,17 @@ impl Direct {
             keypair,
             traffic,
             connections: tokio::sync::Mutex::default(),
-            accepted: Mutex::default(),
+            accepted: Places::new(Bounds {
+                total: CONNECTIONS_MAX,
+                per_holder: CONNECTIONS_PER_IP_MAX,
+                per_subnet: CONNECTIONS_PER_SUBNET_MAX,
+            }),
+            handshakes: Places::new(Bounds {
+                total: HANDSHAKES_MAX,
+                per_holder: HANDSHAKES_PER_SUBNET_MAX,
+                per_subnet: HANDSHAKES_PER_SUBNET_MAX,
+            }),
+            begun: Mutex::default(),
             started: Instant::now(),
             buffer_bytes,
         })
@@ -487,14 +510,14 @@ impl Direct {
                 let _ = incoming.retry();
                 continue;
             }
-            let Some(slot) = self.slot(ip) else {
+            let Some(places) = self.places(ip) else {
                 // Silence costs less than a refusal, and whoever means well tries again.
                 incoming.ignore();
                 continue;
             };
             let (this, serve) = (self.clone(), serve.clone());
             tokio::spawn(async move {
-                if let Err(error) = this.serve_connection(incoming, slot, serve).await {
+                if let Err(error) = this.serve_connection(incoming, places, serve).await {
                     tracing::debug!(%ip, %error, "a direct connection ended");
                 }
             });
@@ -503,48 +526,53 @@ impl Direct {
 
     /// Whether so many connections stand or are being made that an address has to be shown to be its sender's.
     fn is_crowded(&self, ip: IpAddr) -> bool {
-        let accepted = self.accepted.lock().expect("no holder panics");
-        accepted.by_ip.get(&ip).copied().unwrap_or(0) >= CONNECTIONS_BEFORE_RETRY
-            || !accepted.begun_in_all.owed(&(), self.started.elapsed()).is_zero()
-            || accepted.handshakes() > HANDSHAKES_MAX / 2
+        let begun = self.begun.lock().expect("no holder panics");
+        self.accepted.held_by(&ip) >= CONNECTIONS_BEFORE_RETRY
+            || !begun.in_all.owed(&(), self.started.elapsed()).is_zero()
+            || self.handshakes.taken() > HANDSHAKES_MAX / 2
             || self.endpoint.open_connections() > CONNECTIONS_MAX / 2
     }
 
-    fn slot(self: &Arc<Self>, ip: IpAddr) -> Option<Slot> {
-        let subnet = Subnet::from(ip);
-        let mut accepted = self.accepted.lock().expect("no holder panics");
-        let total: usize = accepted.by_ip.values().sum();
-        let from_ip = accepted.by_ip.get(&ip).copied().unwrap_or(0);
-        let from_subnet = accepted.handshakes.get(&subnet).copied().unwrap_or(0);
-        let is_full = total >= CONNECTIONS_MAX
-            || from_ip >= CONNECTIONS_PER_IP_MAX
-            || from_subnet >= HANDSHAKES_PER_SUBNET_MAX
-            || accepted.handshakes() >= HANDSHAKES_MAX;
-        if is_full || !accepted.begun.take(subnet, 1, self.started.elapsed()) {
-            return None;
+    /// Places for a connection that begins, if its network may begin one now.
+    fn places(&self, ip: IpAddr) -> Option<ConnectionPlaces> {
+        let (subnet, now) = (Subnet::from(ip), self.started.elapsed());
+        {
+            let mut begun = self.begun.lock().expect("no holder panics");
+            if !begun.by_subnet.take(subnet, 1, now) {
+                return None;
+            }
+            begun.in_all.charge((), 1, now);
         }
-        let now = self.started.elapsed();
-        accepted.begun_in_all.charge((), 1, now);
-        accepted.by_ip.insert(ip, from_ip + 1);
-        accepted.handshakes.insert(subnet, from_subnet + 1);
-        Some(Slot { direct: self.clone(), ip, is_handshake: true })
+        let handshake = self.handshakes.take(ip, subnet, Instant::now())?;
+        let connection = Arc::new(self.accepted.take(ip, subnet, Instant::now())?);
+        Some(ConnectionPlaces { handshake, connection })
     }
 
     async fn serve_connection(
         &self,
         incoming: quinn::Incoming,
-        mut slot: Slot,
+        ConnectionPlaces { handshake, connection: place }: ConnectionPlaces,
         serve: impl Fn(Wire),
     ) -> anyhow::Result<()> {
         let ip = incoming.remote_address().ip();
-        let connection = tokio::time::timeout(HELLO_TIMEOUT, incoming.accept()?).await??;
-        slot.shook_hands();
+        let connection = tokio::select! {
+            shaken = tokio::time::timeout(HELLO_TIMEOUT, incoming.accept()?) => shaken??,
+            () = handshake.is_lost() => anyhow::bail!("its place among the handshakes is another network's"),
+            () = place.is_lost() => anyhow::bail!("its place is another network's"),
+        };
+        drop(handshake);
         let peer =
             proven_peer(&connection).ok_or_else(|| anyhow::anyhow!("the peer showed no ed25519 node key"))?;
-        let in_use = Arc::new(());
         loop {
-            let Ok(accepted) = tokio::time::timeout(IDLE_TIMEOUT, connection.accept_bi()).await else {
-                if Arc::strong_count(&in_use) > 1 {
+            let accepted = tokio::select! {
+                accepted = tokio::time::timeout(IDLE_TIMEOUT, connection.accept_bi()) => accepted,
+                () = place.is_lost() => {
+                    connection.close(0u32.into(), b"too many connections");
+                    anyhow::bail!("its place is another network's");
+                }
+            };
+            let Ok(accepted) = accepted else {
+                if Arc::strong_count(&place) > 1 {
                     continue;
                 }
                 connection.close(0u32.into(), b"idle");
@@ -552,7 +580,7 @@ impl Direct {
             };
             let (send, recv) = accepted?;
             let wire = Wire::new(recv, SendHalf::Direct(send), peer, ip, &self.traffic);
-            serve(Wire { _in_use: Some(in_use.clone()), accepted: Some(connection.clone()), ..wire });
+            serve(wire.over(connection.clone(), &place));
         }
     }
 
@@ -573,28 +601,10 @@ impl Direct {
     }
 }
 
-/// A place among the accepted connections.
-struct Slot {
-    direct: Arc<Direct>,
-    ip: IpAddr,
-    is_handshake: bool,
-}
-
-impl Slot {
-    /// The handshake is finished.
-    fn shook_hands(&mut self) {
-        if std::mem::take(&mut self.is_handshake) {
-            let mut accepted = self.direct.accepted.lock().expect("no holder panics");
-            count_down(&mut accepted.handshakes, &Subnet::from(self.ip));
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.shook_hands();
-        count_down(&mut self.direct.accepted.lock().expect("no holder panics").by_ip, &self.ip);
-    }
+/// The places of a connection that begins.
+struct ConnectionPlaces {
+    handshake: Place<IpAddr>,
+    connection: ConnectionPlace,
 }
 
 fn proven_peer(connection: &quinn::Connection) -> Option<PublicKey> {

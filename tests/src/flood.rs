@@ -1,10 +1,11 @@
 //! Attacks by numbers: connections that never finish, readers that never read, gossip that nobody should send. What they send is what a real peer
 //! would, but for what makes it an attack.
 //!
-//! Attackers run in threads of low priority, so that on a machine of few cores it is the attacked node's work that slows others, and not the making of
-//! the attack.
+//! Attackers run in threads that get a processor only while nobody else wants it, so that on a machine of few cores it is the attacked node's work that
+//! slows others, and not the making of the attack.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,25 +25,28 @@ use spare_proofs::tree::Root;
 
 use crate::hostile::endpoint;
 
-/// How much less important attackers' threads are (`nice`).
-pub const NICENESS: i32 = 19;
 /// How long a slow reader holds on before it tries anew.
 const HOLD: Duration = Duration::from_secs(4);
 
-/// A runtime of `threads` threads of low priority.
+/// A runtime of `threads` threads that run while nothing else does.
 ///
 /// # Panics
 /// When it cannot be made.
 pub fn attackers(threads: usize) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .on_thread_start(|| {
-            // On Linux this is the calling thread's alone. It needs no privilege.
-            let _ = rustix::process::setpriority_process(None, NICENESS);
-        })
+        .on_thread_start(yield_to_all)
         .enable_all()
         .build()
         .expect("a runtime can be made")
+}
+
+/// Gives the calling thread the policy SCHED_IDLE (sched(7)): whoever else wants the processor has it at once. The lowest priority of the usual policy
+/// keeps it for some milliseconds, which is what is measured here. It needs no privilege.
+fn yield_to_all() {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let is_set = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
+    assert!(is_set.is_ok_and(|status| status.success()), "chrt (util-linux) sets a thread's policy");
 }
 
 /// Sends the first packet of `count` connections to `to`, in turn from the addresses 127.0.`subnets`.1, and nothing more. `alpn` is what they would

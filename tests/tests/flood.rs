@@ -21,9 +21,7 @@ use spare_market::amount::ReadPrice;
 use spare_market::deal::DealId;
 use spare_market::tab::READ_STEP_BYTES;
 use spare_proofs::tree::{GROUP_BYTES, Next, PAIR_BYTES, Root, Verifier};
-use spare_tests::flood::{
-    Gossip, Malformed, NICENESS, Readers, attackers, gossip, half_open, node_keys, slow_readers,
-};
+use spare_tests::flood::{Gossip, Malformed, Readers, attackers, gossip, half_open, node_keys, slow_readers};
 use spare_tests::net::{Net, wait_for};
 use spare_tests::stranger::{Stranger, provider_of};
 use tokio::io::AsyncReadExt;
@@ -221,7 +219,6 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
     let flooding = {
         let (sent, stop) = (sent.clone(), stop.clone());
         runtime.spawn_blocking(move || {
-            let _ = rustix::process::setpriority_process(None, NICENESS);
             let parts = 20;
             let at_once = if wants("handshakes") { count / parts / 2 } else { 0 };
             while !stop.load(Ordering::Relaxed) {

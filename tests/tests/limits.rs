@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use spare::frames::{Hello, Request, Response, read_frame, write_frame};
 use spare::limits::{
-    GIVE_WAY_AFTER, MALFORMED_PER_PEER, READS_PER_PEER_MAX, STALL_TIMEOUT, THROTTLE_MAX, UNPAID_PER_PEER,
+    CONNECTIONS_MAX, CONNECTIONS_PER_IP_MAX, GIVE_WAY_AFTER, MALFORMED_PER_PEER, READS_PER_PEER_MAX,
+    STALL_TIMEOUT, THROTTLE_MAX, UNPAID_PER_PEER,
 };
+use spare_tests::flood::node_keys;
+use spare_tests::hostile::endpoint;
 use spare_tests::net::{Net, PATIENCE};
 use spare_tests::stranger::{Stranger, provider_of};
 use tokio::io::AsyncWriteExt;
@@ -115,4 +118,34 @@ async fn a_peer_gets_its_share_of_reads_and_no_more() {
     let asked = Instant::now();
     assert!(matches!(other.ask(read_all(root)).await, Response::Reading { .. }));
     println!("another's read began after {:?}, {GIVE_WAY_AFTER:?} at most", asked.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_addresses_that_hold_all_connections_do_not_keep_others_out() {
+    let net = start().await;
+    let (provider, addr) = provider_of(&net);
+    let mut standing = Stranger::greeted(&net, 46).await;
+    let crowd = node_keys(&standing.seed, standing.me.network, CONNECTIONS_MAX / CONNECTIONS_PER_IP_MAX);
+    let mut tasks = tokio::task::JoinSet::new();
+    for (subnet, identity) in (150..).zip(crowd) {
+        tasks.spawn(async move {
+            let endpoint = endpoint(&identity, subnet);
+            let mut held = Vec::new();
+            for _ in 0..CONNECTIONS_PER_IP_MAX {
+                endpoint.forget(&provider).await;
+                let Ok(wire) = endpoint.open(&provider, &[addr]).await else { break };
+                held.push(wire);
+            }
+            (endpoint, held)
+        });
+    }
+    let held = tasks.join_all().await;
+    let count: usize = held.iter().map(|(_, held)| held.len()).sum();
+    println!("{count} connections are held");
+    assert!(count < CONNECTIONS_MAX, "all are taken, with those of others");
+    for subnet in 47..50 {
+        let mut newcomer = Stranger::greeted(&net, subnet).await;
+        assert!(matches!(newcomer.ask(Request::Asks { skip: 0 }).await, Response::Asks { .. }));
+    }
+    assert!(matches!(standing.ask(Request::Asks { skip: 0 }).await, Response::Asks { .. }));
 }

@@ -10,11 +10,11 @@ use spare_market::receipt::Transcript;
 use spare_market::signed::Signed;
 use spare_proofs::tree::{GROUP_BYTES, Item, Root};
 
-use super::places::Place;
 use super::{Answerer, SessionEnd, refusal, within};
 use crate::earn::Earner;
 use crate::frames::{Refusal, RefusalCode, Response, write_frame};
 use crate::limits::{READ_WAIT, SHARD_MAX_BYTES, STALL_TIMEOUT, bulk_timeout};
+use crate::places::Place;
 use crate::shards::{OpenShard, READ_MAX_BYTES, ShardError};
 use crate::transport::Wire;
 
@@ -42,7 +42,7 @@ impl Answerer {
 
     async fn read_at(
         &self,
-        place: &Place,
+        place: &Place<PublicKey>,
         wire: &mut Wire,
         authority: Option<&Authority>,
         root: Root,

@@ -4,16 +4,19 @@ use std::io;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// How much less important they are than all others (`nice`): a third as much, where they compete for a processor.
-const NICENESS: i32 = 5;
+/// How much less important they are than all others (`nice`): a tenth as much, where they compete for a processor.
+const NICENESS: i32 = 10;
 
 /// A runtime of its own, which ends without being waited for.
 pub(super) struct Threads(Option<Runtime>);
 
 impl Threads {
     pub(super) fn start() -> io::Result<Self> {
+        // A thread that has the processor keeps it for some milliseconds, whatever its priority, so that half of them are left to others.
+        let processors = std::thread::available_parallelism()?.get();
         let runtime = Builder::new_multi_thread()
             .thread_name("libp2p")
+            .worker_threads((processors / 2).max(1))
             .on_thread_start(|| {
                 // On Linux this is the calling thread's alone.
                 if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
