@@ -88,8 +88,8 @@ pub(crate) fn peer_of(addr: &Multiaddr) -> Option<PeerId> {
 /// Who is connected over libp2p without a relay, and where this node listens.
 #[derive(Default)]
 pub struct Addresses {
-    /// Where each peer was seen last, and how many connections with it stand.
-    connected: Mutex<HashMap<PublicKey, (IpAddr, usize)>>,
+    /// Where each peer's standing connections come from or lead to, the oldest first.
+    connected: Mutex<HashMap<PublicKey, Vec<IpAddr>>>,
     listening: Mutex<Vec<Multiaddr>>,
     circuits: Mutex<Vec<Multiaddr>>,
     relaying: Mutex<Relaying>,
@@ -119,10 +119,11 @@ impl Addresses {
         self.connected.lock().expect("no holder panics").keys().copied().collect()
     }
 
-    /// Where `node` was seen, or the unspecified address.
+    /// Where `node` was seen, or the unspecified address. Its oldest connection counts: a later one may be a probe from another address of a machine that
+    /// has several.
     pub fn ip(&self, node: &PublicKey) -> IpAddr {
         let connected = self.connected.lock().expect("no holder panics");
-        connected.get(node).map_or(IpAddr::from([0, 0, 0, 0]), |(ip, _)| *ip)
+        connected.get(node).and_then(|ips| ips.first()).copied().unwrap_or(IpAddr::from([0, 0, 0, 0]))
     }
 
     /// Where `node` was seen, from whom a stream came. Its first stream may be there before the swarm says that it is connected.
@@ -164,17 +165,17 @@ impl Addresses {
 
     fn add_connection(&self, node: PublicKey, ip: IpAddr) {
         let mut connected = self.connected.lock().expect("no holder panics");
-        let (seen, count) = connected.entry(node).or_insert((ip, 0));
-        *seen = ip;
-        *count += 1;
+        connected.entry(node).or_default().push(ip);
         self.arrived.notify_waiters();
     }
 
-    fn remove_connection(&self, node: &PublicKey) {
+    fn remove_connection(&self, node: &PublicKey, ip: IpAddr) {
         let mut connected = self.connected.lock().expect("no holder panics");
-        let Some((_, count)) = connected.get_mut(node) else { return };
-        *count -= 1;
-        if *count == 0 {
+        let Some(ips) = connected.get_mut(node) else { return };
+        if let Some(ended) = ips.iter().position(|of| *of == ip) {
+            ips.remove(ended);
+        }
+        if ips.is_empty() {
             connected.remove(node);
         }
     }
@@ -295,4 +296,26 @@ async fn wait_until_listening(
     tokio::time::timeout(Duration::from_secs(5), listening).await.map_err(|_| {
         anyhow::anyhow!("libp2p could not listen within 5 s; is the address this machine's own?")
     })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_where_its_oldest_connection_is() {
+        let addresses = Addresses::default();
+        let node = PublicKey::Ed25519([1; 32]);
+        let [first, second] = [1, 2].map(|tag| IpAddr::from([10, 0, 0, tag]));
+        assert!(addresses.ip(&node).is_unspecified() && !addresses.is_connected(&node));
+        for ip in [first, second, first] {
+            addresses.add_connection(node, ip);
+        }
+        addresses.remove_connection(&node, first);
+        assert_eq!(addresses.ip(&node), second, "the oldest that is left");
+        addresses.remove_connection(&node, second);
+        assert_eq!(addresses.ip(&node), first);
+        addresses.remove_connection(&node, first);
+        assert!(!addresses.is_connected(&node));
+    }
 }

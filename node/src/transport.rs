@@ -530,7 +530,7 @@ impl Direct {
         self.accepted.held_by(&ip) >= CONNECTIONS_BEFORE_RETRY
             || !begun.in_all.owed(&(), self.started.elapsed()).is_zero()
             || self.handshakes.taken() > HANDSHAKES_MAX / 2
-            || self.endpoint.open_connections() > CONNECTIONS_MAX / 2
+            || self.accepted.taken() > CONNECTIONS_MAX / 2
     }
 
     /// Places for a connection that begins, if its network may begin one now.

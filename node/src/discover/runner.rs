@@ -384,8 +384,8 @@ impl Runner {
                 self.peers.remove(&peer);
             }
         }
-        if let Some(node) = node_key(&peer) {
-            self.addresses.remove_connection(&node);
+        if let (Some(node), Some(ip)) = (node_key(&peer), ip_of(endpoint.get_remote_address())) {
+            self.addresses.remove_connection(&node, ip);
         }
     }
 
