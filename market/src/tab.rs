@@ -515,7 +515,6 @@ impl Standing {
 mod tests {
     use super::*;
     use crate::amount::{ReadPrice, StoragePrice};
-    use crate::deal::Stake;
     use crate::head::HeadV1;
     use crate::keys::PublicKey;
     use proptest::prelude::*;
@@ -575,25 +574,7 @@ mod tests {
         assert_eq!(tab.count_job(&job, Amount(39)), Err(TabError::Job), "less than before");
         assert_eq!(tab.count_job(&job, Amount(101)), Err(TabError::Job), "more than it can");
         assert_eq!((tab.jobs(), tab.unpaid_jobs()), (Amount(40), Amount(40)));
-        let deal = Deal {
-            terms: terms.clone(),
-            status: crate::deal::Status::Open,
-            escrow: Amount(1000),
-            paid: Amount::ZERO,
-            fee: Amount::ZERO,
-            collateral: Amount::ZERO,
-            paid_through: None,
-            read_bytes: 0,
-            jobs: Amount::ZERO,
-            epoch: 0,
-            head: None,
-            anchored_tick: 0,
-            prior: (0, Stake { head: None, escrow: Amount::ZERO, collateral: Amount::ZERO }),
-            claiming: None,
-            challenges: 0,
-            penalized_tick: None,
-            signers: Vec::new(),
-        };
+        let deal = Deal::open(terms.clone(), Amount(1000), terms.client);
         assert_eq!(tab.left(&deal, 0), Amount(1000 - 40 - 110));
         let voucher = tab.next_voucher(DEAL, &terms, 0, tab.promised_before()).unwrap().unwrap();
         assert_eq!((voucher.jobs, voucher.total), (Amount(40), Amount(40)));
