@@ -41,6 +41,34 @@ pub fn attackers(threads: usize) -> tokio::runtime::Runtime {
         .expect("a runtime can be made")
 }
 
+/// Threads that end when this is dropped.
+pub struct Busy(Arc<AtomicBool>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Keeps all cores busy with nothing, at the priority of the attackers.
+///
+/// # Panics
+/// When threads cannot be started.
+#[must_use]
+pub fn busy_cores() -> Busy {
+    let stop = Arc::new(AtomicBool::new(false));
+    for _ in 0..std::thread::available_parallelism().expect("the system tells").get() {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            yield_to_all();
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+    }
+    Busy(stop)
+}
+
 /// Gives the calling thread the policy SCHED_IDLE (sched(7)): whoever else wants the processor has it at once. The lowest priority of the usual policy
 /// keeps it for some milliseconds, which is what is measured here. It needs no privilege.
 fn yield_to_all() {

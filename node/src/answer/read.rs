@@ -1,5 +1,6 @@
 //! Answering a read: verified groups from disk to the wire, the transcript signed at its end, and what was sent counted on the deal's tab.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ impl Answerer {
         wire: &mut Wire,
         authority: Option<&Authority>,
         root: Root,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         request: &[u8],
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
         if let Err(refusal) = self.storage(authority, Scope::Read) {
@@ -46,47 +47,31 @@ impl Answerer {
         wire: &mut Wire,
         authority: Option<&Authority>,
         root: Root,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         request: &[u8],
     ) -> Result<Result<Response, Refusal>, SessionEnd> {
-        let opened = match self.storage(authority, Scope::Read) {
-            Ok((owner, earner)) => {
-                let earner = earner.clone();
-                let range_bytes = range.end.saturating_sub(range.start);
-                let open = move || {
-                    let bytes = range_bytes.min(SHARD_MAX_BYTES);
-                    let meter = ReadMeter::start(&earner, &owner, &root, bytes)?;
-                    Ok((earner.volume().open_shard(&owner, &root).map_err(refusal)?, meter))
-                };
-                tokio::task::spawn_blocking(open).await?
-            }
-            Err(refusal) => Err(refusal),
-        };
-        let (shard, mut meter) = match opened {
-            Ok((shard, meter)) => (Arc::new(shard), meter),
+        let (owner, earner) = match self.storage(authority, Scope::Read) {
+            Ok((owner, earner)) => (owner, earner.clone()),
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let shard_bytes = shard.tree().shard_bytes();
-        if range.start >= range.end || range.end > shard_bytes {
-            return Ok(Err(Refusal::new(
-                RefusalCode::BadRange,
-                format!("the shard has {shard_bytes} bytes"),
-            )));
-        }
-        // The first batch is read before anything is promised, so that rot there is a clean refusal.
-        let mut batches = batches(&shard.tree().plan(range)).into_iter();
-        let mut transcript = Transcript::new(request);
-        let mut ready = match read_batch(shard.clone(), batches.next().unwrap_or_default()).await? {
-            Ok(batch) => batch,
-            Err(error) => return Ok(Err(refusal(error))),
+        // In one piece, since whatever changes threads waits for its turn, and most reads end with their first batch.
+        let begun = tokio::task::spawn_blocking(move || Begun::begin(&earner, &owner, &root, range)).await?;
+        let Begun { shard, mut meter, first: mut ready, mut batches } = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => return Ok(Err(refusal)),
         };
+        let mut transcript = Transcript::new(request);
+        let shard_bytes = shard.tree().shard_bytes();
         within(STALL_TIMEOUT, write_frame(&mut wire.send, &Response::Reading { shard_bytes })).await?;
         let ends_at = tokio::time::Instant::now() + bulk_timeout(shard_bytes);
         loop {
             if tokio::time::Instant::now() > ends_at {
                 return Err(SessionEnd::Silent);
             }
-            let following = batches.next().map(|items| read_batch(shard.clone(), items));
+            let following = batches.next().map(|items| {
+                let shard = shard.clone();
+                tokio::task::spawn_blocking(move || Batch::read(&shard, items))
+            });
             let send = async {
                 ready.entries.iter().for_each(|entry| transcript.add(entry));
                 within(STALL_TIMEOUT, wire.send.write_pieces(&mut ready.pieces)).await
@@ -109,6 +94,36 @@ impl Answerer {
     }
 }
 
+/// A read of which nothing was promised yet.
+struct Begun {
+    shard: Arc<OpenShard>,
+    meter: ReadMeter,
+    first: Batch,
+    /// What comes after the first batch.
+    batches: std::vec::IntoIter<Vec<Item>>,
+}
+
+impl Begun {
+    /// Opens the shard and reads the first batch, so that rot there is a clean refusal.
+    fn begin(
+        earner: &Arc<Earner>,
+        owner: &PublicKey,
+        root: &Root,
+        range: Range<u64>,
+    ) -> Result<Self, Refusal> {
+        let bytes = range.end.saturating_sub(range.start).min(SHARD_MAX_BYTES);
+        let meter = ReadMeter::start(earner, owner, root, bytes)?;
+        let shard = earner.volume().open_shard(owner, root).map_err(refusal)?;
+        let shard_bytes = shard.tree().shard_bytes();
+        if range.start >= range.end || range.end > shard_bytes {
+            return Err(Refusal::new(RefusalCode::BadRange, format!("the shard has {shard_bytes} bytes")));
+        }
+        let mut batches = batches(&shard.tree().plan(range)).into_iter();
+        let first = Batch::read(&shard, batches.next().unwrap_or_default()).map_err(refusal)?;
+        Ok(Self { shard: Arc::new(shard), meter, first, batches })
+    }
+}
+
 /// A stretch of a verified stream, read from disk and checked.
 #[derive(Default)]
 struct Batch {
@@ -118,6 +133,39 @@ struct Batch {
     entries: Vec<Vec<u8>>,
     /// Bytes of groups among the pieces.
     group_bytes: u64,
+}
+
+impl Batch {
+    /// Reads the groups of a part of a plan, which follow one another, and puts the hash pairs between them.
+    fn read(shard: &OpenShard, items: Vec<Item>) -> Result<Self, ShardError> {
+        let groups = || {
+            items.iter().filter_map(|i| {
+                if let Item::Group { offset, len } = i { Some((*offset, *len)) } else { None }
+            })
+        };
+        let Some((start, _)) = groups().next() else { return Ok(Self::default()) };
+        let end = groups().next_back().map_or(start, |(offset, len)| offset + len as u64);
+        let (bytes, hashes) = shard.read_groups(start..end)?;
+        // Not copied: the pieces share the buffer, which is used again when the last one is sent.
+        let bytes = Bytes::from_owner(bytes);
+        let mut hashes = hashes.into_iter();
+        let mut batch = Self::default();
+        for item in items {
+            match item {
+                Item::Pair(pair) => {
+                    batch.pieces.push(Bytes::copy_from_slice(&pair));
+                    batch.entries.push(pair.to_vec());
+                }
+                Item::Group { offset, len } => {
+                    let at = (offset - start) as usize;
+                    batch.group_bytes += len as u64;
+                    batch.pieces.push(bytes.slice(at..at + len));
+                    batch.entries.push(hashes.next().expect("each group has a hash").to_vec());
+                }
+            }
+        }
+        Ok(batch)
+    }
 }
 
 /// Counts what a read sends on the deal's tab, however the read ends.
@@ -160,41 +208,4 @@ fn batches(plan: &[Item]) -> Vec<Vec<Item>> {
         all.last_mut().expect("one part at least").push(*item);
     }
     all
-}
-
-/// Reads the groups of a part of a plan, which follow one another, and puts the hash pairs between them.
-async fn read_batch(
-    shard: Arc<OpenShard>,
-    items: Vec<Item>,
-) -> Result<Result<Batch, ShardError>, SessionEnd> {
-    let read = tokio::task::spawn_blocking(move || {
-        let groups = || {
-            items.iter().filter_map(|i| {
-                if let Item::Group { offset, len } = i { Some((*offset, *len)) } else { None }
-            })
-        };
-        let Some((start, _)) = groups().next() else { return Ok(Batch::default()) };
-        let end = groups().next_back().map_or(start, |(offset, len)| offset + len as u64);
-        let (bytes, hashes) = shard.read_groups(start..end)?;
-        // Not copied: the pieces share the buffer, which is used again when the last one is sent.
-        let bytes = Bytes::from_owner(bytes);
-        let mut hashes = hashes.into_iter();
-        let mut batch = Batch::default();
-        for item in items {
-            match item {
-                Item::Pair(pair) => {
-                    batch.pieces.push(Bytes::copy_from_slice(&pair));
-                    batch.entries.push(pair.to_vec());
-                }
-                Item::Group { offset, len } => {
-                    let at = (offset - start) as usize;
-                    batch.group_bytes += len as u64;
-                    batch.pieces.push(bytes.slice(at..at + len));
-                    batch.entries.push(hashes.next().expect("each group has a hash").to_vec());
-                }
-            }
-        }
-        Ok(batch)
-    });
-    Ok(read.await?)
 }
