@@ -380,11 +380,10 @@ fn words(
             facts.port
         )
     };
-    let Some(finding) = shown else {
-        return ("nobody has tested it yet; this takes until a peer is connected".to_owned(), None);
-    };
+    let untested = || ("a peer has to be connected, which then tests it".to_owned(), None);
+    let Some(finding) = shown else { return untested() };
     match how {
-        How::Unknown => ("nobody has tested it yet".to_owned(), None),
+        How::Unknown => untested(),
         How::Public => (format!("peer {} got through", by(finding)), None),
         How::Mapped => {
             (format!("the router forwards it by UPnP, and peer {} got through", by(finding)), None)

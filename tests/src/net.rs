@@ -1,7 +1,8 @@
-//! A network of real `spare` processes, each provider at 127.0.i.1, driven by the command line.
+//! A network of real `spare` processes, each provider at 127.x.i.1, driven by the command line.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -12,6 +13,9 @@ use spare_proofs::encode::from_bytes;
 
 /// How long something that needs no outside help may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Nodes set up in this process, which is the second number of their addresses.
+static NODES: AtomicU8 = AtomicU8::new(1);
 
 /// The built program, beside this test's own executable.
 pub fn program() -> PathBuf {
@@ -65,13 +69,14 @@ impl Drop for Node {
 }
 
 impl Node {
-    /// Sets up a node in `home` at address 127.0.`subnet`.1, with free ports.
+    /// Sets up a node in `home` at address 127.x.`subnet`.1, with free ports. No other node of this process has the address, so that nobody takes a
+    /// port while the node is down.
     ///
     /// # Panics
     /// When `spare init` fails.
     pub fn init(home: PathBuf, subnet: u8, args: &[&str]) -> Self {
         let node = Self { home, child: None, namespace: None, ports: Vec::new() };
-        let ip = format!("node.listen_ip=127.0.{subnet}.1");
+        let ip = format!("node.listen_ip=127.{}.{subnet}.1", NODES.fetch_add(1, Ordering::Relaxed));
         let fixed = ["--set", &ip, "--set", "node.libp2p_port=0", "--set", "node.direct_port=0"];
         let api = ["--set", "node.api_addr=127.0.0.1:0"];
         node.ok(&[&["init"], &fixed[..], &api, args].concat());
