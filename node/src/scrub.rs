@@ -32,6 +32,8 @@ const BUSY_FACTOR: u32 = 8;
 const NOTE_EVERY: Duration = Duration::from_secs(10);
 /// How long the scrub rests at least: between passes, and after an error.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// Times that the scrub tries to read a shard which the disk fails to give, with a [`REST`] between them.
+const READ_TRIES: usize = 4;
 /// Rotten shards that are checked again in one go.
 const RECHECK_PAGE: usize = 64;
 
@@ -222,19 +224,23 @@ impl Scrub {
 
     /// Reads a whole shard and notes what it finds. Errors of the shard itself are findings, all others are returned.
     async fn check(&self, owner: &PublicKey, root: &Root) -> Result<(), ShardError> {
-        match self.read_whole(owner, root).await {
-            Ok(()) => {
-                let (volume, owner, root) = (self.volume.clone(), *owner, *root);
-                Ok(blocking(move || Ok(volume.note_whole(&owner, &root)?)).await?)
+        let (volume, owner, root) = (self.volume.clone(), *owner, *root);
+        let mut tries = 0;
+        loop {
+            match self.read_whole(&owner, &root).await {
+                Ok(()) => return blocking(move || Ok(volume.note_whole(&owner, &root)?)).await,
+                Err(ShardError::Damaged(_) | ShardError::NotHere) => return Ok(()),
+                // A disk that fails now may be there again in a moment.
+                Err(ShardError::Io(error)) => {
+                    tracing::error!(%owner, %root, %error, "a stored shard could not be read");
+                    tries += 1;
+                    if tries == READ_TRIES {
+                        return blocking(move || Ok(volume.note_unreadable(&owner, &root, &error)?)).await;
+                    }
+                    sleep(REST.0).await;
+                }
+                Err(error) => return Err(error),
             }
-            Err(ShardError::Damaged(_) | ShardError::NotHere) => Ok(()),
-            // A disk that fails now may be there again in a moment, so nothing is held against the shard.
-            Err(ShardError::Io(error)) => {
-                tracing::error!(%owner, %root, %error, "a stored shard could not be read");
-                sleep(REST.0).await;
-                Ok(())
-            }
-            Err(error) => Err(error),
         }
     }
 
@@ -321,9 +327,13 @@ mod tests {
             incoming.commit(&OWNER, 7).unwrap().0
         }
 
-        fn flip(&self, root: &Root) {
+        fn path(&self, root: &Root) -> std::path::PathBuf {
             let name = format!("{:02x}/{root}.{}", root.as_bytes()[0], &OWNER.to_string()[..16]);
-            let path = self.dir.path().join("volume/shards").join(name);
+            self.dir.path().join("volume/shards").join(name)
+        }
+
+        fn flip(&self, root: &Root) {
+            let path = self.path(root);
             let mut bytes = std::fs::read(&path).unwrap();
             let middle = bytes.len() / 2;
             bytes[middle] ^= 4;
@@ -351,6 +361,30 @@ mod tests {
         fixture.flip(&roots[2]);
         fixture.scrub(u64::MAX).recheck().await.unwrap();
         assert_eq!(fixture.volume.rotten_shards().unwrap(), 0, "whole again");
+    }
+
+    #[tokio::test]
+    async fn what_the_disk_fails_to_give_time_and_again_is_refused_until_it_can_be_read() {
+        let fixture = fixture();
+        let root = fixture.store(&[1; 700_000]);
+        // As a damaged file system may have it, and read as a bad sector is: with an error that stays.
+        let (path, aside) = (fixture.path(&root), fixture.dir.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(
+            matches!(fixture.volume.open_shard(&OWNER, &root), Err(ShardError::Io(_))),
+            "not rot at once"
+        );
+        fixture.scrub(u64::MAX).pass().await.unwrap();
+        let Err(ShardError::Rotten(why)) = fixture.volume.open_shard(&OWNER, &root) else {
+            panic!("it is refused")
+        };
+        assert!(why.contains("cannot be read: Is a directory"), "{why}");
+        assert!(fixture.volume.record(&OWNER, &root).unwrap().is_none(), "it does not count as held");
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        fixture.scrub(u64::MAX).recheck().await.unwrap();
+        assert!(fixture.volume.open_shard(&OWNER, &root).is_ok());
     }
 
     #[tokio::test]

@@ -347,7 +347,7 @@ fn read_tree(file: &DirectReader, shard_bytes: u64, root: Root) -> Result<Tree, 
         return Tree::single(shard_bytes, root).map_err(|e| damaged(&e));
     }
     let len = shard_bytes.div_ceil(GROUP_BYTES as u64) as usize * 32;
-    let hashes = file.read(shard_bytes, len).map_err(|e| rot::damaged(&e))?;
+    let hashes = file.read(shard_bytes, len).map_err(rot::damaged)?;
     let groups = hashes.as_ref().as_chunks::<32>().0.to_vec();
     let tree = Tree::from_groups(shard_bytes, groups).map_err(|e| damaged(&e))?;
     if tree.root() == root {
@@ -392,7 +392,7 @@ impl OpenShard {
     fn read_checked(&self, range: Range<u64>) -> Result<(Filled, Vec<[u8; 32]>), ShardError> {
         let len = (range.end - range.start) as usize;
         assert!(len <= READ_MAX_BYTES, "a read fits a buffer");
-        let bytes = self.file.read(range.start, len).map_err(|e| rot::damaged(&e))?;
+        let bytes = self.file.read(range.start, len).map_err(rot::damaged)?;
         let offsets = range.step_by(GROUP_BYTES);
         let verify = |(offset, group): (u64, &[u8])| {
             self.tree.verify_group(offset, group).map_err(|e| ShardError::Damaged(e.to_string()))

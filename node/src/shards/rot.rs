@@ -1,11 +1,13 @@
 //! What is known to have rotted: a shard whose file no longer holds what was stored. Reads of it are refused at once, it does not count as held, and
 //! storing it again heals it.
 //!
-//! Whoever reads finds rot, the scrub first of all, and notes it here. That survives a killed process; after a power cut it may have to be found
+//! Whoever reads finds rot, the scrub first of all, and notes it here. What the disk cannot read is refused like rot once the scrub has tried it several
+//! times: a bad sector is found that way, and a cable that was loose for a moment is not. That survives a killed process; after a power cut it may have to be found
 //! again.
 
 use std::io;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use spare_market::keys::PublicKey;
 use spare_proofs::tree::Root;
@@ -60,7 +62,7 @@ impl Volume {
             Err(_) if !self.meta.has(Table::Shards, &shard_key(owner, root))? => {
                 return Err(ShardError::NotHere);
             }
-            opened => opened.map_err(|e| damaged(&e)),
+            opened => opened.map_err(damaged),
         };
         let read = opened.and_then(|file| Ok((super::read_tree(&file, shard_bytes, *root)?, file)));
         let (tree, file) = read.inspect_err(|error| self.note_if_rot(owner, root, &record, error))?;
@@ -120,6 +122,22 @@ impl Volume {
         }
     }
 
+    /// Notes that a shard could not be read time and again, if `error` says that this is for its file and not for the machine.
+    ///
+    /// # Errors
+    /// When the metadata store fails.
+    pub fn note_unreadable(
+        &self,
+        owner: &PublicKey,
+        root: &Root,
+        error: &io::Error,
+    ) -> Result<(), MetaError> {
+        let record = self.meta.get::<ShardRecord>(Table::Shards, &shard_key(owner, root))?;
+        let Some(record) = record.filter(|_| is_of_the_file(error)) else { return Ok(()) };
+        self.note_if_rot(owner, root, &record, &ShardError::Damaged(format!("it cannot be read: {error}")));
+        Ok(())
+    }
+
     fn note_rot(
         &self,
         owner: &PublicKey,
@@ -177,9 +195,15 @@ impl Volume {
 
 /// What an error of opening or reading a shard's file says about the shard: one that is missing or too short is damaged. Any other is the disk's, which may
 /// be there again in a moment.
-pub(super) fn damaged(error: &io::Error) -> ShardError {
+pub(super) fn damaged(error: io::Error) -> ShardError {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => ShardError::Damaged(error.to_string()),
-        kind => ShardError::Io(io::Error::new(kind, error.to_string())),
+        _ => ShardError::Io(error),
     }
+}
+
+/// Whether an error is about the file: a bad sector, a file system that found itself damaged, something else in the file's place. Others are about the
+/// machine, which may be out of files or memory.
+fn is_of_the_file(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN | Errno::ISDIR | Errno::LOOP))
 }
