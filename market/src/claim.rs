@@ -215,7 +215,24 @@ pub struct Challenge {
     pub moved: u8,
 }
 
+/// What an answered challenge costs its challenger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerCosts {
+    /// For the provider, for its answer.
+    pub to_provider: Amount,
+    /// For the market, for keeping it.
+    pub to_market: Amount,
+}
+
 impl Challenge {
+    /// What of the bond its challenger loses when it is answered: half goes to the provider, half to the market. After it went over to a newer head, the
+    /// provider gets nothing and the challenger its half back. What was asked about first may be what the newer head left out because it is lost.
+    pub fn costs_if_answered(&self) -> AnswerCosts {
+        let half = Amount(self.bond.0 / 2);
+        let to_provider = if self.moved == 0 { half } else { Amount::ZERO };
+        AnswerCosts { to_provider, to_market: self.bond.saturating_sub(half) }
+    }
+
     /// The positions of the challenged set that are to be shown, or `None` before their beacon, or long after it.
     pub fn positions(&self, deal: DealId, challenger: &PublicKey, totals: &Totals) -> Option<Vec<u64>> {
         let beacon = totals.beacon_of(self.made_tick + 1)?;

@@ -412,6 +412,30 @@ fn a_false_alarm_costs_the_challenger_and_pays_the_provider() {
 }
 
 #[test]
+fn who_answers_for_a_newer_head_is_not_paid_and_half_of_the_bond_comes_back() {
+    let mut away = Away::new(RATE * 100);
+    let (deal, challenger) = (away.deal, party(4).account.public());
+    let (free, earned) = (away.m.free(&party(4)), away.m.free(&party(3)));
+    away.m.ok(&party(4), Action::Challenge { deal });
+    // What was lost is left out of the next head, which client and provider signed.
+    away.holding = Holding::new(2, &[5_000, 100_000]);
+    let newer = away.head(2);
+    away.provider_action(Action::Anchor { head: newer }).unwrap();
+    let moving = Action::Answer { deal, challenger, openings: vec![] };
+    assert_eq!(away.provider_action(moving), Ok(Event::Challenged { deal, challenger }));
+    away.tick();
+    let state = away.m.ledger.state();
+    let challenge = state.challenge(deal, challenger).unwrap();
+    let positions = challenge.positions(deal, &challenger, &state.totals()).unwrap();
+    let openings = positions.into_iter().map(|position| away.holding.show(position)).collect();
+    let lost = Amount(CHALLENGE_BOND.0 / 2);
+    let answered = away.provider_action(Action::Answer { deal, challenger, openings });
+    assert_eq!(answered, Ok(Event::Answered { deal, challenger, lost }));
+    assert_eq!(away.m.free(&party(3)), earned, "nothing for what it may have lost");
+    assert_eq!(away.m.free(&party(4)), free - lost.0);
+}
+
+#[test]
 fn an_unanswered_challenge_takes_of_the_collateral_for_challenger_and_client() {
     let mut away = Away::new(RATE * 5000);
     let (deal, challenger) = (away.deal, party(4).account.public());

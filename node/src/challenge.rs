@@ -15,11 +15,15 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::Amount;
 use spare_market::block::Ledger;
-use spare_market::claim::{CHALLENGE_BOND, CLAIM_DRAWS, Challenge, break_even_fault_rate, check_shown};
+use spare_market::claim::{
+    AnswerCosts, CHALLENGE_BOND, CLAIM_DRAWS, Challenge, break_even_fault_rate, check_shown,
+};
 use spare_market::deal::{Deal, DealId, Status};
 use spare_market::keys::PublicKey;
-use spare_market::tx::Action;
+use spare_market::signed::Signable;
+use spare_market::tx::{Action, Tx};
 use spare_proofs::draw::positions;
+use spare_proofs::encode::from_bytes;
 use tokio::time::{sleep, timeout};
 
 use crate::chain::{Chain, ChainError};
@@ -36,6 +40,8 @@ const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::
 const SHOWN_WITHIN: Duration = Duration::from_secs(30);
 /// Periods for which a deal whose provider answered a challenge is left alone: else one that answers nothing but those would live on bonds.
 const CLEARED_PERIODS: u64 = 24;
+/// Newest blocks in which the end of a challenge is looked for.
+const ENDED_WITHIN_BLOCKS: usize = 4096;
 const KEY: &[u8] = b"challenger";
 
 /// What a challenger has done so far.
@@ -57,7 +63,7 @@ pub struct Record {
     pub lost: Amount,
     /// Shares of penalties received.
     pub earned: Amount,
-    /// Challenges that are open, with the number of the head that each is about, and the deal's collateral then.
+    /// Challenges that are open, with the number of the head that each is about, and the deal's collateral when it was made.
     open: BTreeMap<DealId, (u64, Amount)>,
     /// Deals whose provider answered a challenge: until which period they are not challenged again by themselves.
     cleared: BTreeMap<DealId, u64>,
@@ -106,6 +112,9 @@ pub enum ChallengeError {
     /// The ledger did not take it.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// The node is being stopped.
+    #[error("the node is being stopped")]
+    Stopped,
 }
 
 /// Why nothing was shown.
@@ -120,6 +129,42 @@ impl Unshown {
     fn of(why: impl ToString) -> Self {
         Self::Failed(why.to_string())
     }
+}
+
+/// What ends a challenge, or has it go over to a newer head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Answer,
+    Forfeit,
+}
+
+/// Transactions about the newest challenge of a deal by `account`, from the newest on. Blocks.
+fn ends_of(chain: &Chain, id: DealId, account: PublicKey) -> Result<Vec<End>, ChainError> {
+    let tip = chain.view(|l| l.tip().height)?;
+    let mut ends = Vec::new();
+    for height in (1..=tip).rev().take(ENDED_WITHIN_BLOCKS) {
+        // A node that began with a snapshot has no blocks from before.
+        let Some(block) = chain.blocks(height, 1)?.pop() else { break };
+        for tx in block.txs.iter().rev() {
+            let Ok(Tx::V1 { action, .. }) = from_bytes::<Tx>(&tx.bytes, Tx::MAX_BYTES) else { continue };
+            match action {
+                Action::Answer { deal, challenger, .. } if (deal, challenger) == (id, account) => {
+                    ends.push(End::Answer);
+                }
+                Action::Forfeit { deal, challenger } if (deal, challenger) == (id, account) => {
+                    ends.push(End::Forfeit);
+                }
+                Action::Challenge { deal } if deal == id => {
+                    let by = chain.view(|l| l.state().delegate(&tx.signer).map(|d| d.account))?;
+                    if by == Some(account) {
+                        return Ok(ends);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(ends)
 }
 
 /// A challenger.
@@ -258,24 +303,7 @@ impl Challenger {
                 (challenge, state.deal(&id).cloned(), state.totals().ticks, l.genesis().v1().period_s)
             })?;
             let Some(challenge) = challenge else {
-                // A newer head gives the bond back; somebody else may have ended it; else it was answered.
-                let penalty =
-                    deal.as_ref().map_or(Amount::ZERO, |deal| collateral.saturating_sub(deal.collateral));
-                let (period, _) = self.period()?;
-                let is_superseded = deal.is_some_and(|d| d.head.is_some_and(|head| head.head.seq > seq));
-                self.note(|record| {
-                    record.open.remove(&id);
-                    if penalty > Amount::ZERO {
-                        record.won += 1;
-                        record.earned =
-                            record.earned.checked_add(Amount(penalty.0 / 2)).unwrap_or(record.earned);
-                    } else if !is_superseded {
-                        record.cleared.insert(id, period.saturating_add(CLEARED_PERIODS));
-                        record.answered += 1;
-                        record.lost = record.lost.checked_add(CHALLENGE_BOND).unwrap_or(record.lost);
-                    }
-                })?;
-                tracing::info!(deal = %id, is_superseded, "a challenge was answered");
+                self.note_end(id, deal, collateral).await?;
                 continue;
             };
             if challenge.head.head.seq > seq {
@@ -287,20 +315,72 @@ impl Challenger {
             match self.wallet.send(Action::Forfeit { deal: id, challenger: self.account }).await {
                 // It goes over to the newer head.
                 Ok(_) if challenge.is_superseded(&deal) => {}
-                Ok(_) => {
-                    let award = Amount(penalty.0 / 2);
-                    tracing::info!(deal = %id, %penalty, %award, "a challenge was not answered: the provider pays");
-                    self.note(|record| {
-                        record.open.remove(&id);
-                        record.won += u64::from(award > Amount::ZERO);
-                        record.earned = record.earned.checked_add(award).unwrap_or(record.earned);
-                    })?;
-                }
+                Ok(_) => self.note_award(id, Amount(penalty.0 / 2))?,
                 Err(SubmitError::NotTaken(refused)) if refused.code == "no_such_challenge" => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
+    }
+
+    /// Notes what became of a challenge that is not on the ledger any more. Others may have ended it, and this node may have been killed meanwhile.
+    async fn note_end(
+        &self,
+        id: DealId,
+        deal: Option<Deal>,
+        collateral: Amount,
+    ) -> Result<(), ChallengeError> {
+        let (period, period_s) = self.period()?;
+        let (chain, account) = (self.chain.clone(), self.account);
+        let ends = tokio::task::spawn_blocking(move || ends_of(&chain, id, account));
+        let ends = ends.await.map_err(|_| ChallengeError::Stopped)??;
+        // One over a head that covers nothing ends by itself, and so does one whose deal was settled.
+        let head = deal.as_ref().and_then(|deal| deal.head).filter(|head| head.head.bytes > 0);
+        let challenge = |head| Challenge {
+            head,
+            made_tick: 0,
+            bond: CHALLENGE_BOND,
+            // All but the last had it go over to a newer head.
+            moved: ends.len().saturating_sub(1) as u8,
+        };
+        match (ends.first(), deal.zip(head)) {
+            (Some(End::Answer), Some((_, head))) => {
+                let AnswerCosts { to_provider, to_market } = challenge(head).costs_if_answered();
+                let lost = Amount(to_provider.0 + to_market.0);
+                tracing::info!(deal = %id, %lost, "a challenge was answered");
+                self.note(|record| {
+                    record.open.remove(&id);
+                    record.cleared.insert(id, period.saturating_add(CLEARED_PERIODS));
+                    record.answered += 1;
+                    record.lost = record.lost.checked_add(lost).unwrap_or(record.lost);
+                })?;
+            }
+            (Some(End::Forfeit), Some((deal, head))) => {
+                let before = Deal { collateral, penalized_tick: None, ..deal.clone() };
+                let penalty = challenge(head).penalty(&before, period_s);
+                // Of all challenges that were open at once, only the first takes something.
+                let has_paid = collateral.saturating_sub(deal.collateral) >= penalty;
+                let award = if has_paid { Amount(penalty.0 / 2) } else { Amount::ZERO };
+                self.note_award(id, award)?;
+            }
+            _ => {
+                tracing::info!(deal = %id, "a challenge came to nothing: what it was about is not on the ledger any more");
+                self.note(|record| {
+                    record.open.remove(&id);
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a challenge was not answered, and what that brought.
+    fn note_award(&self, id: DealId, award: Amount) -> Result<(), MetaError> {
+        tracing::info!(deal = %id, %award, "a challenge was not answered: the provider pays");
+        self.note(|record| {
+            record.open.remove(&id);
+            record.won += u64::from(award > Amount::ZERO);
+            record.earned = record.earned.checked_add(award).unwrap_or(record.earned);
+        })
     }
 
     /// Asks about a suspect, or a deal drawn at random; challenges it if its provider fails again and again.

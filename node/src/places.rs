@@ -126,6 +126,11 @@ impl<K: Hash + Eq + Copy + Display> Places<K> {
         self.taken.lock().expect("no holder panics").by_holder.get(holder).copied().unwrap_or(0)
     }
 
+    /// How many are held in `subnet`.
+    pub(crate) fn held_in(&self, subnet: &Subnet) -> usize {
+        self.taken.lock().expect("no holder panics").by_subnet.get(subnet).copied().unwrap_or(0)
+    }
+
     /// A place, if there is one now or somebody gives way.
     pub(crate) fn take(self: &Arc<Self>, holder: K, subnet: Subnet, now: Instant) -> Option<Place<K>> {
         let now_ms = self.ms(now);

@@ -222,7 +222,7 @@ impl Scrub {
         Ok(self.note()?)
     }
 
-    /// Reads a whole shard and notes what it finds. Errors of the shard itself are findings, all others are returned.
+    /// Reads a whole shard and notes what it finds. Errors of the shard itself are findings. All others are returned, so that the pass goes on here later.
     async fn check(&self, owner: &PublicKey, root: &Root) -> Result<(), ShardError> {
         let (volume, owner, root) = (self.volume.clone(), *owner, *root);
         let mut tries = 0;
@@ -234,10 +234,15 @@ impl Scrub {
                 Err(ShardError::Io(error)) => {
                     tracing::error!(%owner, %root, %error, "a stored shard could not be read");
                     tries += 1;
-                    if tries == READ_TRIES {
-                        return blocking(move || Ok(volume.note_unreadable(&owner, &root, &error)?)).await;
+                    if tries < READ_TRIES {
+                        sleep(REST.0).await;
+                        continue;
                     }
-                    sleep(REST.0).await;
+                    let noting = move || {
+                        let is_its_own = volume.note_unreadable(&owner, &root, &error)?;
+                        if is_its_own { Ok(()) } else { Err(ShardError::Io(error)) }
+                    };
+                    return blocking(noting).await;
                 }
                 Err(error) => return Err(error),
             }

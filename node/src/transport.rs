@@ -530,6 +530,7 @@ impl Direct {
         self.accepted.held_by(&ip) >= CONNECTIONS_BEFORE_RETRY
             || !begun.in_all.owed(&(), self.started.elapsed()).is_zero()
             || self.handshakes.taken() > HANDSHAKES_MAX / 2
+            || self.handshakes.held_in(&Subnet::from(ip)) >= HANDSHAKES_PER_SUBNET_MAX / 4
             || self.accepted.taken() > CONNECTIONS_MAX / 2
     }
 

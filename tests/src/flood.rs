@@ -33,6 +33,7 @@ const HOLD: Duration = Duration::from_secs(4);
 /// # Panics
 /// When it cannot be made.
 pub fn attackers(threads: usize) -> tokio::runtime::Runtime {
+    std::thread::spawn(yield_to_all).join().expect("threads can be given the lowest priority");
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .on_thread_start(yield_to_all)

@@ -302,6 +302,7 @@ async fn a_provider_under_attack_keeps_its_memory_and_serves_who_is_honest() {
     assert!(peak < memory_max_bytes(), "{peak} bytes of memory");
     assert!(!wants("gossip") || n(&gossiped.disconnected) > 0, "who gossips noise is disconnected");
     assert!(slow == 0 || n(&readers.begun) > 0);
+    assert!(!wants("handshakes") || sent.load(Ordering::Relaxed) > 0);
     let log = net.providers[0].log();
     assert!(!log.contains("panicked"), "{log}");
     // When it is over, all is as it was.

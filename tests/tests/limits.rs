@@ -142,7 +142,7 @@ async fn a_few_addresses_that_hold_all_connections_do_not_keep_others_out() {
     let held = tasks.join_all().await;
     let count: usize = held.iter().map(|(_, held)| held.len()).sum();
     println!("{count} connections are held");
-    assert!(count < CONNECTIONS_MAX, "all are taken, with those of others");
+    assert!((CONNECTIONS_MAX - 16..CONNECTIONS_MAX).contains(&count), "all are taken, with those of others");
     for subnet in 47..50 {
         let mut newcomer = Stranger::greeted(&net, subnet).await;
         assert!(matches!(newcomer.ask(Request::Asks { skip: 0 }).await, Response::Asks { .. }));

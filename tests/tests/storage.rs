@@ -57,7 +57,8 @@ fn removing_gives_the_room_back_and_replacing_keeps_one() {
     assert!(net.read("a") == std::fs::read(&second).unwrap());
     net.client.ok(&["rm", "a"]);
     wait_for("all shards to be deleted", || (stored_shards(&net) == 0).then_some(()));
-    assert!(used(0) <= before + 64 * 1024, "folders may have grown, nothing else");
+    // Folders may have grown, nothing else.
+    wait_for("the room to be counted as free", || (used(0) <= before + 64 * 1024).then_some(()));
     assert_eq!(net.client.fails(&["get", "a", "-o", "/dev/null/x"]).0, "no_such_blob");
     assert_eq!(net.client.fails(&["rm", "a"]).0, "no_such_blob");
 }
@@ -102,13 +103,14 @@ fn read_range(net: &Net, name: &str, start: u64, len: u64) -> Vec<u8> {
     })
 }
 
-/// Starts a put and kills the client's node once some shards are placed. Returns how many were.
+/// Starts a put and kills the client's node once the first segment is placed: two are sent at once, and only the first can be followed by a third.
+/// Returns how many shards were placed.
 fn put_and_kill(net: &mut Net, file: &Path) -> u64 {
     let args = ["put", file.to_str().unwrap(), "--name", "a", "--code", "2+2"];
     let mut putting = net.client.command(&args).stdout(std::process::Stdio::null()).spawn().unwrap();
     let sent = wait_for("some shards to be placed", || {
         let transfers = net.client.status()["transfers"].clone();
-        transfers[0]["shards_sent"].as_u64().filter(|sent| *sent >= 4)
+        transfers[0]["shards_sent"].as_u64().filter(|sent| *sent > 8)
     });
     net.client.kill();
     assert!(!putting.wait().unwrap().success(), "the put was to be cut short");

@@ -7,8 +7,8 @@ use spare_proofs::opening::SetOpening;
 use super::{Rules, give, put_account};
 use crate::amount::Amount;
 use crate::claim::{
-    CHALLENGE_BOND, CHALLENGED_CLOSING_TICKS, CLAIM_COST_BPS, Challenge, Claimable, Claiming, Prover,
-    check_shown, claimable, claimed_ticks, draw_share, draws, weight,
+    AnswerCosts, CHALLENGE_BOND, CHALLENGED_CLOSING_TICKS, CLAIM_COST_BPS, Challenge, Claimable, Claiming,
+    Prover, check_shown, claimable, claimed_ticks, draw_share, draws, weight,
 };
 use crate::deal::{Deal, DealId, Status};
 use crate::grant::Scope;
@@ -215,7 +215,7 @@ impl Rules<'_> {
         }
         let positions = challenge.positions(id, &challenger, &totals).ok_or(Refused::NotDue)?;
         check_shown(positions.iter().map(|position| (&challenge.head.head, *position)), openings)?;
-        Ok(end_challenge(state, id, deal, challenger, challenge.bond))
+        Ok(end_challenge(state, id, deal, challenger, challenge.costs_if_answered()))
     }
 
     pub(super) fn forfeit(
@@ -241,7 +241,7 @@ impl Rules<'_> {
         let award = Amount(penalty.0 / 2);
         deal.collateral = deal.collateral.saturating_sub(penalty);
         let client = deal.terms.client;
-        end_challenge(state, id, deal, challenger, Amount::ZERO);
+        end_challenge(state, id, deal, challenger, AnswerCosts::default());
         give(state, challenger, award);
         give(state, client, penalty.saturating_sub(award));
         Ok(Event::Forfeited { deal: id, challenger, penalty, award })
@@ -257,7 +257,7 @@ fn move_on(
     challenge: Challenge,
 ) -> Event {
     match deal.head.filter(|head| head.head.bytes > 0) {
-        None => end_challenge(state, id, deal, challenger, Amount::ZERO),
+        None => end_challenge(state, id, deal, challenger, AnswerCosts::default()),
         Some(head) => {
             let (made_tick, moved) = (state.totals().ticks, challenge.moved + 1);
             let challenge = Challenge { head, made_tick, moved, ..challenge };
@@ -267,25 +267,24 @@ fn move_on(
     }
 }
 
-/// Ends a challenge of `deal`. Of its bond the challenger loses `lost`: half to the provider for its answer, half to the market for keeping it.
+/// Ends a challenge of `deal`. Of its bond the challenger loses `costs`.
 fn end_challenge(
     state: &mut Draft<'_>,
     id: DealId,
     mut deal: Deal,
     challenger: PublicKey,
-    lost: Amount,
+    costs: AnswerCosts,
 ) -> Event {
     let bond = state.challenge(id, challenger).map_or(Amount::ZERO, |challenge| challenge.bond);
     state.remove(Key::Challenge(id, challenger));
     deal.challenges = deal.challenges.saturating_sub(1);
     let provider = deal.terms.provider;
     put_deal(state, id, deal);
-    let to_provider = Amount(lost.0 / 2);
-    give(state, provider, to_provider);
+    give(state, provider, costs.to_provider);
+    let lost = costs.to_provider.checked_add(costs.to_market).expect("no more than the bond");
     give(state, challenger, bond.saturating_sub(lost));
     let mut totals = state.totals();
-    let kept = lost.saturating_sub(to_provider);
-    totals.fees = totals.fees.checked_add(kept).expect("no more than was issued");
+    totals.fees = totals.fees.checked_add(costs.to_market).expect("no more than was issued");
     state.put(Key::Totals, Entry::Totals(totals));
     Event::Answered { deal: id, challenger, lost }
 }

@@ -28,9 +28,10 @@ use crate::limits::{
 /// Over a relayed connection all but the last are there, and of them only identify, ping and DCUtR speak.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
-    pub(super) gate: Gate,
+    // Asked in this order, and the gate has others give way: only for who is within the limits.
     pub(super) connection_limits: connection_limits::Behaviour,
     pub(super) memory_limits: memory_connection_limits::Behaviour,
+    pub(super) gate: Gate,
     pub(super) relay: relay::Behaviour,
     pub(super) relayed: relay::client::Behaviour,
     pub(super) dcutr: Punching,
@@ -77,9 +78,9 @@ impl Behaviour {
         // Not by itself: libp2p would have a node behind a NAT be a relay, since it has an address, which leads through a relay.
         relay.set_status(Some(relay::Status::Disable));
         Ok(Self {
-            gate: Gate::new(),
             connection_limits: connection_limits::Behaviour::new(connections),
             memory_limits: memory_connection_limits::Behaviour::with_max_bytes(LIBP2P_MEMORY_MAX_BYTES),
+            gate: Gate::new(),
             relay,
             relayed,
             dcutr: Punching::new(dcutr::Behaviour::new(peer)),

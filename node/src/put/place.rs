@@ -283,8 +283,8 @@ impl Put {
                     continue;
                 }
                 journal.placed[shard] = Some((node, roots[&shard]));
-                self.transfer.shards_sent.fetch_add(1, Ordering::Relaxed);
                 self.client.catalog.meta().note(Batch::default().put(Table::Puts, &journal_key, journal))?;
+                self.transfer.shards_sent.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

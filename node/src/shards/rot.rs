@@ -122,7 +122,7 @@ impl Volume {
         }
     }
 
-    /// Notes that a shard could not be read time and again, if `error` says that this is for its file and not for the machine.
+    /// Notes that a shard could not be read time and again, if `error` says that this is for its file and not for the machine. Returns whether it is.
     ///
     /// # Errors
     /// When the metadata store fails.
@@ -131,11 +131,20 @@ impl Volume {
         owner: &PublicKey,
         root: &Root,
         error: &io::Error,
-    ) -> Result<(), MetaError> {
+    ) -> Result<bool, MetaError> {
+        if !is_of_the_file(error) || !self.is_there() {
+            return Ok(false);
+        }
         let record = self.meta.get::<ShardRecord>(Table::Shards, &shard_key(owner, root))?;
-        let Some(record) = record.filter(|_| is_of_the_file(error)) else { return Ok(()) };
-        self.note_if_rot(owner, root, &record, &ShardError::Damaged(format!("it cannot be read: {error}")));
-        Ok(())
+        if let Some(record) = record {
+            self.note_rot(owner, root, &record, &format!("it cannot be read: {error}"))?;
+        }
+        Ok(true)
+    }
+
+    /// Whether a shard's file or the hashes in it cannot be read now, for a reason of its own.
+    pub(super) fn is_unreadable(self: &std::sync::Arc<Self>, owner: &PublicKey, root: &Root) -> bool {
+        matches!(self.open_to_check(owner, root), Err(ShardError::Io(error)) if is_of_the_file(&error))
     }
 
     fn note_rot(
@@ -185,11 +194,13 @@ impl Volume {
         Ok(is_rotten)
     }
 
-    /// Whether the folder is still the one that the records are about.
+    /// Whether the folder is still the one that the records are about, and its disk answers: the page cache would, long after.
     fn is_there(&self) -> bool {
-        let there = std::fs::read_to_string(self.dir.join(VOLUME_ID_FILE));
         let known: Result<Option<String>, _> = self.meta.get(Table::State, VOLUME_ID_KEY);
-        matches!((there, known), (Ok(there), Ok(Some(known))) if there.trim() == known)
+        let Ok(Some(known)) = known else { return false };
+        let file = DirectReader::open(&self.dir.join(VOLUME_ID_FILE), &self.buffers);
+        let there = file.and_then(|file| file.read(0, known.len()));
+        there.is_ok_and(|there| there.as_ref() == known.as_bytes())
     }
 }
 
@@ -202,8 +213,32 @@ pub(super) fn damaged(error: io::Error) -> ShardError {
     }
 }
 
-/// Whether an error is about the file: a bad sector, a file system that found itself damaged, something else in the file's place. Others are about the
-/// machine, which may be out of files or memory.
-fn is_of_the_file(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::UCLEAN | Errno::ISDIR | Errno::LOOP))
+/// Whether an error is about the file: a bad sector, a block or a file system that found itself damaged, something else in the file's place. Others are
+/// about the machine, which may be out of files or memory. Past the page cache a bad sector is `ENODATA` and not `EIO` (Linux, `block/blk-core.c`).
+pub(super) fn is_of_the_file(error: &io::Error) -> bool {
+    let of_the_file = [
+        Errno::IO,
+        Errno::NODATA,
+        Errno::BADMSG,
+        Errno::ILSEQ,
+        Errno::REMOTEIO,
+        Errno::UCLEAN,
+        Errno::ISDIR,
+        Errno::LOOP,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| of_the_file.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_sector_is_the_files_and_a_machine_out_of_files_is_not() {
+        let is_of = |errno: Errno| is_of_the_file(&io::Error::from_raw_os_error(errno.raw_os_error()));
+        assert!([Errno::NODATA, Errno::IO, Errno::BADMSG, Errno::ISDIR].into_iter().all(is_of));
+        let machines = [Errno::MFILE, Errno::NOMEM, Errno::ACCESS, Errno::NODEV, Errno::STALE];
+        assert!(!machines.into_iter().any(is_of));
+        assert!(!is_of_the_file(&io::ErrorKind::UnexpectedEof.into()));
+    }
 }

@@ -294,9 +294,15 @@ const MUTANTS: &[Mutant] = &[
     ),
     (
         "ledger/claims.rs",
-        "Ok(end_challenge(state, id, deal, challenger, challenge.bond))",
-        "Ok(end_challenge(state, id, deal, challenger, Amount::ZERO))",
+        "Ok(end_challenge(state, id, deal, challenger, challenge.costs_if_answered()))",
+        "Ok(end_challenge(state, id, deal, challenger, AnswerCosts::default()))",
         "a false alarm costs",
+    ),
+    (
+        "claim.rs",
+        "let to_provider = if self.moved == 0 { half } else { Amount::ZERO };",
+        "let to_provider = half;",
+        "who answers for a newer head is not paid for it",
     ),
     (
         "ledger/claims.rs",
