@@ -192,7 +192,7 @@ impl From<SubmitError> for ApiError {
 }
 
 pub use audits::{AuditInfo, ChallengerStatus, FailingInfo, StrikeInfo};
-pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, parse_range};
+pub use blobs::{BlobInfo, BlobStat, HolderInfo, PutDone, ShardInfo, ShardState, parse_range};
 pub use compute::{ComputeStatus, GpuInfo, WorkInfo};
 pub use deals::{DealInfo, Earnings, Spending, Withdrawn};
 pub use jobs::{FileInfo, JobInfo, LOG_FROM, MaterialInfo, NewJob, OfferInfo, OrderInfo, ended_words};
@@ -535,9 +535,8 @@ fn scrub_status(scrub: &Scrub, volume: &Volume) -> Result<ScrubStatus, ApiError>
     let advice = match rotten_shards {
         0 => String::new(),
         shards => format!(
-            "{shards} stored shard{} changed on disk since being stored, and {} refused to readers, who fetch others instead; nothing wrong was served. Audits of them fail, so their clients pay less until they store them again. Check the disk (for instance with `smartctl -a`) and move the folder to another one if it fails",
-            if shards == 1 { " has" } else { "s have" },
-            if shards == 1 { "is" } else { "are" },
+            "{shards} stored shard{} lost, damaged or unreadable on the disk, and refused to readers, who fetch others instead; nothing wrong was served. Audits of them fail, so their clients pay less until they store them again. Check the disk (for instance with `smartctl -a`) and move the folder to another one if it fails",
+            if shards == 1 { " is" } else { "s are" },
         ),
     };
     Ok(ScrubStatus {

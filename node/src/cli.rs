@@ -79,7 +79,7 @@ enum Command {
     Recover,
     /// Say how the node is
     Status,
-    /// Look for what keeps the node from doing its work, and say what to do; exit code 1 if something needs doing
+    /// Look for what keeps the node from doing its work, and say what to do; exit code 1 if there is a problem, which a warning is not
     Doctor,
     /// Print the line with which other nodes join this network
     Ticket,
@@ -281,10 +281,12 @@ struct InitArgs {
     #[arg(long, value_name = "FILE")]
     seed_file: Option<PathBuf>,
     /// Founding a network: length of its periods in seconds, after each of which storage is paid for
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600, conflicts_with = "join")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, conflicts_with = "join",
+        value_parser = clap::value_parser!(u32).range(1..=604_800))]
     period_s: u32,
     /// Founding a network: the market's share of payments, in hundredths of a percent
-    #[arg(long, value_name = "BPS", default_value_t = 300, conflicts_with = "join")]
+    #[arg(long, value_name = "BPS", default_value_t = 300, conflicts_with = "join",
+        value_parser = clap::value_parser!(u16).range(..=10_000))]
     fee_bps: u16,
     /// Further settings, as in `--set node.operator=ann`
     #[arg(long, value_name = "SECTION.NAME=VALUE", value_parser = parse_setting)]

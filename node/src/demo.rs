@@ -434,7 +434,7 @@ impl Demo {
         // The blob may have been read from others alone; then the scrub finds it.
         let line = loop {
             let log = std::fs::read_to_string(&path)?;
-            if let Some(line) = log.lines().find(|line| line.contains("has rotted on disk")) {
+            if let Some(line) = log.lines().find(|line| line.contains("is lost or damaged on the disk")) {
                 break line.to_owned();
             }
             ensure!(started.elapsed() < NOTICED_WITHIN, "the damaged shard went unnoticed");

@@ -15,6 +15,7 @@ use crate::home::Home;
 use crate::market::AWAY_S;
 use crate::node::Node;
 use crate::reach::{How, PortReport};
+use crate::shards::Volume;
 use crate::transport::UDP_BUFFER_BYTES;
 use crate::unix_now_s;
 
@@ -74,6 +75,7 @@ pub fn of_node(node: &Node) -> Result<Vec<Check>, crate::chain::ChainError> {
     checks.push(of_market(node)?);
     checks.push(of_clock(node)?);
     checks.extend(of_folders(&node.home, &node.config));
+    checks.extend(node.earner.as_ref().map(|earner| of_shards(earner.volume())));
     checks.push(of_buffers(node.direct.buffer_bytes as u64));
     checks.push(of_open_files());
     Ok(checks)
@@ -167,6 +169,23 @@ fn of_clock(node: &Node) -> Result<Check, crate::chain::ChainError> {
     } else {
         ok("clock", "nothing that others signed comes from its future")
     })
+}
+
+fn of_shards(volume: &Volume) -> Check {
+    match volume.rotten_shards() {
+        Ok(0) => ok("shards", "none is known to be lost or damaged"),
+        Ok(rotten) => {
+            let advice = "look at the disk (for instance with `smartctl -a`, and at what the kernel logged), and move the folder to another one \
+                          if it fails; what their clients store again is whole again";
+            bad(
+                "shards",
+                Level::Problem,
+                format!("lost, damaged or unreadable on the disk: {rotten}"),
+                advice,
+            )
+        }
+        Err(error) => bad("shards", Level::Problem, error.to_string(), "see the node's log"),
+    }
 }
 
 fn of_folders(home: &Home, config: &Config) -> Vec<Check> {

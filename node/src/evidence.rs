@@ -67,13 +67,13 @@ pub struct Finding {
 #[derive(Debug, thiserror::Error)]
 pub enum EvidenceError {
     /// It is not evidence.
-    #[error("this is not evidence: {0}")]
+    #[error("it is not what `spare audit export` writes")]
     Decode(#[from] DecodeError),
     /// It is about another network.
     #[error("it is about another network than this node's")]
     OtherNetwork,
     /// A signature does not hold.
-    #[error("a signature does not hold: {0}")]
+    #[error("a signature does not hold")]
     Signature(#[from] SignedError),
     /// The answer is signed by another node.
     #[error("the answer is not signed by the node that signed the head")]
@@ -82,7 +82,7 @@ pub enum EvidenceError {
     #[error(transparent)]
     Head(#[from] HeadError),
     /// The shard is not in the head's set.
-    #[error("the shard is not in the head's set: {0}")]
+    #[error("the shard is not in the head's set")]
     Set(#[from] SetError),
     /// The request is not a read of that shard.
     #[error("what was asked for is not that shard")]

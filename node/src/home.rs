@@ -425,7 +425,7 @@ impl std::str::FromStr for Ticket {
         let split = bytes.len().checked_sub(TICKET_CHECK_BYTES).ok_or_else(|| wrong("it was cut"))?;
         let (bytes, check) = bytes.split_at(split);
         if blake3::hash(bytes).as_bytes()[..TICKET_CHECK_BYTES] != *check {
-            return Err(wrong("its checksum does not fit; was it copied whole?"));
+            return Err(wrong("its checksum does not fit: it was not copied whole"));
         }
         let ticket: Self = from_bytes(bytes, TICKET_MAX_BYTES).map_err(|e| TicketError(e.to_string()))?;
         let Self::V1 { peers, genesis } = &ticket;

@@ -88,7 +88,7 @@ pub enum ShardError {
     #[error("the shard's file is damaged: {0}")]
     Damaged(String),
     /// The shard was found to have rotted before.
-    #[error("the shard has rotted on disk: {0}")]
+    #[error("the shard is lost or damaged on the disk: {0}")]
     Rotten(String),
     /// The folder is not the one that the records are about.
     #[error(

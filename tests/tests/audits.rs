@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use spare::evidence::Evidence;
-use spare_market::amount::Amount;
+use spare_market::amount::{Amount, PICO_PER_CREDIT};
 use spare_market::block::Ledger;
 use spare_market::claim::{CHALLENGE_BOND, break_even_fault_rate, draw_share};
 use spare_market::deal::{Deal, DealId};
@@ -127,6 +127,8 @@ fn a_client_catches_a_provider_that_lost_a_twentieth_and_does_not_pay_it() {
         let deal = deal_with(&net.client, &bad);
         (deal["bytes"].as_u64().unwrap() < bytes).then_some(())
     });
+    let alerts = net.client.status()["spending"]["alerts"].to_string();
+    assert!(alerts.contains("it has lost 1 of your shards"), "{alerts}");
     wait_for("what is left to be paid", || {
         (amount(&deal_with(&net.client, &bad)["promised"]) > promised).then_some(())
     });
@@ -208,6 +210,14 @@ fn a_challenger_catches_a_provider_that_lost_a_twentieth_and_both_it_and_the_cli
     lose_a_twentieth(&net, 1);
     let started = Instant::now();
     wait_for_luck("a challenge that is not answered", || (asked("won") > 0).then_some(()));
+    // What it says that it won and lost is what its account has.
+    wait_for("its books to agree with its account", || {
+        let status = challenger.status()["challenger"].clone();
+        let at_stake = CHALLENGE_BOND.0 * u128::from(status["open"].as_u64().unwrap());
+        let lost = amount(&status["lost"]) + at_stake;
+        let has = account_of(&ledger(&net), &challenger);
+        (has + lost == PICO_PER_CREDIT + amount(&status["earned"])).then_some(())
+    });
     let status = challenger.status()["challenger"].clone();
     let ledger = ledger(&net);
     let penalty = Amount(before.0 - deal_of(&ledger, &bad).1.collateral.0);
@@ -218,6 +228,8 @@ fn a_challenger_catches_a_provider_that_lost_a_twentieth_and_both_it_and_the_cli
     );
     assert!(amount(&status["earned"]) >= penalty.0 / 2 && penalty > CHALLENGE_BOND);
     assert_eq!(deal_of(&ledger, &good).1.collateral, before, "the honest one loses nothing");
+    let alerts = net.providers[1].status()["provider"]["earnings"]["alerts"].to_string();
+    assert!(alerts.contains("of its collateral are lost"), "{alerts}");
     assert_eq!(wealth(&ledger) - before_all, penalty.0 - penalty.0 / 2, "the client has the other half");
 }
 

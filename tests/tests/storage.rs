@@ -83,6 +83,9 @@ fn a_blob_survives_the_loss_of_every_parity_and_not_one_more() {
     assert!(moved <= 4 * MIB, "{moved} bytes moved for 1 MiB");
 
     net.providers[5].kill();
+    let stat = net.client.ok(&["stat", "a"]);
+    let left = |what: &str| stat[what].as_i64().unwrap();
+    assert_eq!((left("shards_to_spare"), left("shards_to_lose")), (-1, 3), "who is down may come back");
     // This ends by itself: every wait inside is bounded.
     let (code, message) = net.client.fails(&["get", "a", "-o", net.dir.path().join("b").to_str().unwrap()]);
     assert_eq!(code, "shards_missing");

@@ -195,10 +195,19 @@ pub(super) async fn challenge_deal(
         let named = l.state().deals().map(|(id, _)| id).filter(|id| id.to_string().starts_with(&name));
         named.take(2).collect()
     };
-    let named = if name.len() >= 8 { node.market.chain.view(of_name)? } else { Vec::new() };
+    let missing =
+        |why: &str| Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_deal", format!("'{name}' {why}")));
+    if name.len() < 8 {
+        return missing("is too short: give the first 8 digits of a deal or more");
+    }
+    let named: Vec<DealId> = node.market.chain.view(of_name)?;
     let [deal] = named[..] else {
-        let message = format!("'{name}' names no deal on the ledger, or several");
-        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_deal", message));
+        let is_none = named.is_empty();
+        return missing(if is_none {
+            "names no deal on the ledger"
+        } else {
+            "names several deals: give more digits"
+        });
     };
     match node.challenger.challenge(deal).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),

@@ -66,6 +66,20 @@ pub struct BlobStat {
     /// Shards that may be lost before data is, by what providers say just now: the worst segment counts. Negative when too few are
     /// there to read the blob.
     pub shards_to_spare: i64,
+    /// Shards that may be lost for good before data is: those of providers that are down count as there.
+    pub shards_to_lose: i64,
+}
+
+/// What a shard's holder says of it just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShardState {
+    /// It is there.
+    Held,
+    /// It is not.
+    Lost,
+    /// The holder is down.
+    Unknown,
 }
 
 /// A shard and who holds it.
@@ -75,6 +89,8 @@ pub struct ShardInfo {
     pub root: String,
     /// The holder's node key.
     pub node: String,
+    /// What the holder says of it.
+    pub state: ShardState,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -93,8 +109,8 @@ pub struct HolderInfo {
     pub operator: Option<String>,
     /// Whether it answered just now.
     pub up: bool,
-    /// Shards of this blob that it says it holds.
-    pub shards: usize,
+    /// Shards of this blob that it says it holds; nothing while it is down.
+    pub shards: Option<usize>,
 }
 
 /// Lists all blobs.
@@ -325,22 +341,28 @@ pub(super) async fn stat_blob(
         node: key.to_string(),
         operator: book.get(key).map(|p| p.ask.operator),
         up: held.contains_key(key),
-        shards: held.get(key).map_or(0, HashSet::len),
+        shards: held.get(key).map(HashSet::len),
     };
-    let is_held = |s: usize, i: usize, key: &PublicKey| {
-        held.get(key).is_some_and(|h| h.contains(&recipe.segments[s].roots[i]))
+    let state = |root: &Root, key: &PublicKey| match held.get(key) {
+        Some(held) if held.contains(root) => ShardState::Held,
+        Some(_) => ShardState::Lost,
+        None => ShardState::Unknown,
     };
-    let alive = |s: usize| {
-        let holders = entry.placement.holders(s);
-        holders.iter().enumerate().filter(|(i, key)| is_held(s, *i, key)).count() as i64
+    let placed = |s: usize| recipe.segments[s].roots.iter().zip(entry.placement.holders(s));
+    let shards = |s: usize| -> Vec<ShardInfo> {
+        let shard = |(root, key): (&Root, PublicKey)| ShardInfo {
+            root: root.to_string(),
+            node: key.to_string(),
+            state: state(root, &key),
+        };
+        placed(s).map(shard).collect()
     };
-    let shards = |s: usize| {
-        let holders = entry.placement.holders(s).into_iter().map(|h| h.to_string());
-        let roots = recipe.segments[s].roots.iter().map(ToString::to_string);
-        roots.zip(holders).map(|(root, node)| ShardInfo { root, node }).collect()
+    let worst = |counts: &dyn Fn(ShardState) -> bool| {
+        let left = |s| placed(s).filter(|(root, key)| counts(state(root, key))).count() as i64;
+        let least = segments.clone().map(left).min();
+        least.map_or(recipe.geometry.parity() as i64, |least| least - recipe.geometry.k() as i64)
     };
     let listed = if query.shards { segments.clone() } else { 0..0 };
-    let k = recipe.geometry.k() as i64;
     Ok(Json(BlobStat {
         blob: info(&name, &entry),
         code: Code(recipe.geometry).to_string(),
@@ -348,11 +370,8 @@ pub(super) async fn stat_blob(
         stored_bytes: recipe.stored_bytes(),
         providers: entry.placement.providers().iter().map(holder).collect(),
         shards: listed.map(shards).collect(),
-        shards_to_spare: segments
-            .clone()
-            .map(|s| alive(s) - k)
-            .min()
-            .unwrap_or(recipe.geometry.parity() as i64),
+        shards_to_spare: worst(&|state| state == ShardState::Held),
+        shards_to_lose: worst(&|state| state != ShardState::Lost),
     }))
 }
 

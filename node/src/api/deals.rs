@@ -1,15 +1,16 @@
 //! Routes about deals: how each one stands, closing one, being paid, and what all of them together earn and cost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Json;
 use serde::{Deserialize, Serialize};
 use spare_market::amount::{Amount, HOURS_PER_MONTH, StorageDue};
-use spare_market::claim::CHALLENGE_TICKS;
+use spare_market::claim::{CHALLENGE_BOND, CHALLENGE_TICKS, Challenge};
 use spare_market::deal::{Deal, DealId, GRACE_PERIODS, Status as DealStatus};
 use spare_market::keys::PublicKey;
+use spare_market::standing::Fault;
 use spare_market::tab::Standing;
 use utoipa::{IntoParams, ToSchema};
 
@@ -18,6 +19,7 @@ use super::market::{Balance, balance_of, hex};
 use super::{ApiError, ErrorBody, Shared};
 use crate::deals::{AuditState, DealError};
 use crate::node::Node;
+use crate::unix_now_s;
 
 /// A deal as this node sees it. Amounts are decimal text, in credits.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -251,20 +253,35 @@ fn funding_alert(whose: &str, deal: &Standing, period_s: u32) -> Option<String> 
     Some(format!("{lasts} only, and then {GRACE_PERIODS} of grace; the client's account needs money"))
 }
 
+/// What is missing of the collateral that a deal began with.
+fn collateral_alert(deal: &Standing) -> Option<String> {
+    let (began, left) = (deal.on_ledger.terms.collateral, deal.on_ledger.collateral);
+    let is_less = deal.on_ledger.status == DealStatus::Open && left < began;
+    is_less.then(|| {
+        let (id, lost) = (deal.id.to_string(), began.saturating_sub(left));
+        format!("deal {}: {lost} of {began} credits of its collateral are lost, for what was not shown when it was asked for", &id[..8])
+    })
+}
+
 /// What the ledger asks of this provider.
 fn exposed_alerts(node: &Node) -> Result<Vec<String>, ApiError> {
     let Some(earner) = &node.earner else { return Ok(Vec::new()) };
+    let (tick, period_s) =
+        node.market.chain.view(|l| (l.state().totals().ticks, l.genesis().v1().period_s))?;
     let alert = |(id, deal): (DealId, Deal)| {
         let mut words = Vec::new();
         if deal.claiming.is_some_and(|claiming| claiming.is_on()) {
             words.push(
-                "its client gives no vouchers, so payment is claimed on the ledger each period".to_owned(),
+                "payment is claimed on the ledger each period, until its client's vouchers keep coming"
+                    .to_owned(),
             );
         }
-        if deal.challenges > 0 {
-            let times = deal.challenges;
+        if let Some(head) = deal.head.filter(|_| deal.challenges > 0) {
+            let challenge = Challenge { head, made_tick: tick, bond: CHALLENGE_BOND, moved: 0 };
+            let penalty = challenge.penalty(&deal, period_s);
+            let whose = if deal.challenges == 1 { "a challenge is" } else { "challenges are" };
             words.push(format!(
-                "it is challenged {times} times, which has to be answered within {CHALLENGE_TICKS} periods"
+                "{whose} open: what is not shown within {CHALLENGE_TICKS} periods costs {penalty} credits of its collateral"
             ));
         }
         format!("deal {}: {}", &id.to_string()[..8], words.join("; "))
@@ -295,6 +312,7 @@ pub(super) fn earnings(node: &Node) -> Result<Earnings, ApiError> {
         alerts: deals
             .iter()
             .filter_map(alert)
+            .chain(deals.iter().filter_map(collateral_alert))
             .chain(notice_alerts(node)?)
             .chain(exposed_alerts(node)?)
             .collect(),
@@ -324,6 +342,13 @@ pub struct Spending {
     pub alerts: Vec<String>,
 }
 
+/// Shards that a provider was seen to have lost, as far back as strikes count.
+fn lost_shards(standing: &spare_market::standing::Standing) -> usize {
+    let strikes = standing.strikes(unix_now_s());
+    let lost = strikes.filter(|strike| matches!(strike.fault, Fault::Lost | Fault::WrongBytes));
+    lost.map(|strike| strike.place.root).collect::<HashSet<_>>().len()
+}
+
 /// What this node spends as a client.
 pub(super) fn spending(node: &Node) -> Result<Spending, ApiError> {
     let deals = node.client.deals.standings()?;
@@ -336,6 +361,14 @@ pub(super) fn spending(node: &Node) -> Result<Spending, ApiError> {
         alerts.extend(funding_alert(whose.trim(), deal, period_s));
         if let Some(failing) = failing_sentence(&node.client.peers.standings.of(provider)) {
             alerts.push(format!("{} fails its audits; {failing}", whose.trim()));
+        }
+        match lost_shards(&node.client.peers.standings.of(provider)) {
+            0 => {}
+            lost => alerts.push(format!(
+                "{}: it has lost {lost} of your shards, so what has shards there can bear less; `spare stat NAME` says how much, and `spare put FILE \
+                 --name NAME --replace` stores it anew",
+                whose.trim()
+            )),
         }
     }
     let open: Vec<_> = deals.iter().filter(|(deal, _)| deal.on_ledger.status == DealStatus::Open).collect();

@@ -139,12 +139,12 @@ async fn report(context: &Context) -> anyhow::Result<()> {
         line!(out, "  issued   {} credits", r.issued);
         line!(
             out,
-            "  paid     {} credits to providers, of which fees {} ({}%)",
+            "  paid     {} credits to providers, of which the market keeps {}%",
             r.paid,
-            r.fees,
             f64::from(r.fee_bps) / 100.0
         );
-        line!(out, "  rewards  {} credits, beside the fees that would have to cover them", r.rewards);
+        line!(out, "  fees     {} credits, with what challenges and disputes brought", r.fees);
+        line!(out, "  rewards  {} credits, which the fees have to cover", r.rewards);
         line!(out, "  root     {}", r.state_root);
     })
 }

@@ -4,7 +4,7 @@ use reqwest::Method;
 
 use super::Context;
 use super::market::short;
-use crate::api::{BlobInfo, BlobStat, ProviderInfo, ScrubStatus, Status};
+use crate::api::{BlobInfo, BlobStat, ProviderInfo, ScrubStatus, ShardState, Status};
 use crate::recover::Recovered;
 
 /// A number of bytes for people: `1.5 GB`.
@@ -20,7 +20,10 @@ pub(super) fn bytes(bytes: u64) -> String {
 pub(super) fn count(number: impl Into<u64>, thing: &str) -> String {
     match number.into() {
         1 => format!("1 {thing}"),
-        number => format!("{number} {thing}s"),
+        number => match thing.strip_suffix('y') {
+            Some(stem) => format!("{number} {stem}ies"),
+            None => format!("{number} {thing}s"),
+        },
     }
 }
 
@@ -76,7 +79,10 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
             bytes(stat.stored_bytes)
         );
         let health = match stat.shards_to_spare {
-            i64::MIN..0 => "LOST unless providers come back: too few are up".to_owned(),
+            i64::MIN..0 if stat.shards_to_lose < 0 => {
+                "LOST: providers have lost more shards than the code makes up for".to_owned()
+            }
+            i64::MIN..0 => "cannot be read now: too few providers are up".to_owned(),
             _ if stat.segments == 0 => "nothing is stored, so nothing can be lost".to_owned(),
             0 => "no further provider may be lost".to_owned(),
             spare => format!("{} may be lost", count(spare.unsigned_abs(), "more provider")),
@@ -88,13 +94,23 @@ pub(super) async fn stat(context: &Context, name: &str, shards: bool) -> anyhow:
                 out,
                 "  {state}  {}  {:>9}  {}",
                 &holder.node[..12],
-                count(holder.shards as u64, "shard"),
+                holder.shards.map_or_else(|| "?".to_owned(), |held| count(held as u64, "shard")),
                 holder.operator.as_deref().unwrap_or("?")
             );
         }
         for (segment, shards) in stat.shards.iter().enumerate() {
             for (i, shard) in shards.iter().enumerate() {
-                line!(out, "  segment {segment} shard {i:<3} {}  at {}", shard.root, &shard.node[..12]);
+                let state = match shard.state {
+                    ShardState::Held => "",
+                    ShardState::Lost => ", which has lost it",
+                    ShardState::Unknown => ", which is down",
+                };
+                line!(
+                    out,
+                    "  segment {segment} shard {i:<3} {}  at {}{state}",
+                    shard.root,
+                    &shard.node[..12]
+                );
             }
         }
     })

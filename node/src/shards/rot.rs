@@ -163,7 +163,7 @@ impl Volume {
         if self.meta.has(Table::Rot, &key)? {
             return Ok(());
         }
-        tracing::error!(%owner, %root, why, "a shard has rotted on disk; it is refused from now on");
+        tracing::error!(%owner, %root, why, "a shard is lost or damaged on the disk; it is refused from now on");
         let mut why = why.to_owned();
         why.truncate(why.floor_char_boundary(WHY_MAX_BYTES));
         let mut batch = Batch::default();
