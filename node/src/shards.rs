@@ -603,6 +603,11 @@ mod tests {
         volume.open_to_check(&OWNER, &root).unwrap().read_groups(0..40_000).unwrap();
         volume.note_whole(&OWNER, &root).unwrap();
         volume.open_shard(&OWNER, &root).unwrap();
+        // Storing again puts back what nobody has missed yet, too.
+        fs::remove_file(&path).unwrap();
+        assert_eq!(store(&volume, &bytes).unwrap(), root);
+        volume.open_shard(&OWNER, &root).unwrap().read_groups(0..40_000).unwrap();
+        assert_eq!(volume.room().used_bytes, used);
         // A deleted shard's rot goes with it.
         flip(0);
         assert!(volume.open_shard(&OWNER, &root).unwrap().read_groups(0..40_000).is_err());

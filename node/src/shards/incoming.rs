@@ -137,8 +137,8 @@ impl Incoming {
             if volume.meta.has(Table::Fresh, &key)? {
                 batch.put(Table::Fresh, &key, &fresh);
             }
-            // What the disk cannot give now may not be known yet.
-            if volume.heal(&key, &mut batch)? || volume.is_unreadable(owner, &root) {
+            // What is lost may not be known yet.
+            if volume.heal(&key, &mut batch)? || volume.is_bad(owner, &root, &old) {
                 self.replace(&volume, &root, owner, &old, file_disk_bytes, now_s, &mut batch)?;
             }
             if !batch.is_empty() {

@@ -2,8 +2,8 @@
 //! storing it again heals it.
 //!
 //! Whoever reads finds rot, the scrub first of all, and notes it here. What the disk cannot read is refused like rot once the scrub has tried it several
-//! times: a bad sector is found that way, and a cable that was loose for a moment is not. That survives a killed process; after a power cut it may have to be found
-//! again.
+//! times: a bad sector is found that way, and a cable that was loose for a moment is not. That survives a killed process; after a power cut it may have to
+//! be found again.
 
 use std::io;
 
@@ -142,9 +142,16 @@ impl Volume {
         Ok(true)
     }
 
-    /// Whether a shard's file or the hashes in it cannot be read now, for a reason of its own.
-    pub(super) fn is_unreadable(self: &std::sync::Arc<Self>, owner: &PublicKey, root: &Root) -> bool {
-        matches!(self.open_to_check(owner, root), Err(ShardError::Io(error)) if is_of_the_file(&error))
+    /// Whether a shard's file or the hashes in it are not there, or cannot be read for a reason of their own. Nothing is noted: this is for who changes
+    /// the shard.
+    pub(super) fn is_bad(&self, owner: &PublicKey, root: &Root, record: &ShardRecord) -> bool {
+        let ShardRecord::V1 { shard_bytes, .. } = record;
+        let opened = DirectReader::open(&self.path(owner, root), &self.buffers).map_err(damaged);
+        match opened.and_then(|file| super::read_tree(&file, *shard_bytes, *root)) {
+            Err(ShardError::Damaged(_)) => true,
+            Err(ShardError::Io(error)) => is_of_the_file(&error),
+            _ => false,
+        }
     }
 
     fn note_rot(
@@ -215,7 +222,7 @@ pub(super) fn damaged(error: io::Error) -> ShardError {
 
 /// Whether an error is about the file: a bad sector, a block or a file system that found itself damaged, something else in the file's place. Others are
 /// about the machine, which may be out of files or memory. Past the page cache a bad sector is `ENODATA` and not `EIO` (Linux, `block/blk-core.c`).
-pub(super) fn is_of_the_file(error: &io::Error) -> bool {
+fn is_of_the_file(error: &io::Error) -> bool {
     let of_the_file = [
         Errno::IO,
         Errno::NODATA,
