@@ -1,108 +1,23 @@
-//! Claims, silence, challenges and collateral, each by its own case: what pays, what burns, and what is refused.
+//! Claims, silence and collateral, each by its own case: what pays, what burns, and what is refused.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "harness/away.rs"]
+mod away;
 #[path = "harness/holding.rs"]
 mod holding;
 #[path = "harness/market.rs"]
 mod market;
 
+use away::{Away, RATE, head, open, price};
 use holding::Holding;
 use market::{Market, PERIOD_S, party};
-use spare_market::amount::{Amount, StoragePrice};
-use spare_market::claim::{
-    CHALLENGE_BOND, CHALLENGE_TICKS, CLAIM_DRAWS, Claimable, PENALTY_BONDS_MIN, SILENCE_TICKS,
-    break_even_fault_rate, draw_share, draws,
-};
-use spare_market::deal::{Deal, DealId};
-use spare_market::head::{FullHead, HeadV1};
-use spare_market::ledger;
-use spare_market::tx::{Action, Blame, Event, Refused};
+use spare_market::amount::Amount;
+use spare_market::claim::{CLAIM_DRAWS, Claimable, SILENCE_TICKS, draw_share, draws};
+use spare_market::deal::DealId;
+use spare_market::head::HeadV1;
+use spare_market::tx::{Action, Blame, Event};
 use spare_market::voucher::{Voucher, VoucherV1};
-use spare_proofs::opening::SetOpening;
-
-/// What a period costs here: 1 GiB at a price that comes to this much.
-const RATE: u128 = 1_000_000;
-
-/// A deal whose provider holds real shards, with its head on the ledger.
-struct Away {
-    m: Market,
-    deal: DealId,
-    holding: Holding,
-}
-
-fn price(bytes: u64) -> StoragePrice {
-    // So that the rate of a period of 100 s comes to RATE or a little more.
-    StoragePrice((RATE * (3600 / u128::from(PERIOD_S)) * (1 << 30)).div_ceil(bytes.into()) as u64)
-}
-
-impl Away {
-    fn new(collateral: u128) -> Self {
-        let mut m = Market::new();
-        for (who, amount) in [(2, 1 << 40), (3, 1 << 40), (4, 1 << 40)] {
-            m.ok(&party(1), Action::Fund { account: party(who).account.public(), amount: Amount(amount) });
-        }
-        let holding = Holding::new(1, &[5_000, 100_000, 1]);
-        let deal = open(&mut m, 1, 1000 * RATE, collateral, &holding);
-        let mut away = Self { m, deal, holding };
-        let head = away.head(1);
-        away.m.ok(&party(3), Action::Anchor { head });
-        away
-    }
-
-    fn head(&self, seq: u64) -> FullHead {
-        head(&self.m, self.deal, seq, &self.holding)
-    }
-
-    fn tick(&mut self) {
-        self.m.now_s += PERIOD_S;
-        self.m.block(vec![]);
-    }
-
-    fn on_ledger(&self) -> &Deal {
-        self.m.ledger.state().deal(&self.deal).unwrap()
-    }
-
-    fn provider_action(&mut self, action: Action) -> Result<Event, Refused> {
-        self.m.submit(&party(3), action)
-    }
-
-    fn start(&mut self) {
-        self.provider_action(Action::StartClaims { deal: self.deal }).unwrap();
-    }
-
-    fn claimables(&self) -> Vec<Claimable> {
-        ledger::claimables(self.m.ledger.state(), PERIOD_S as u32, &party(3).node.public())
-    }
-
-    fn shown(&self) -> (u64, Vec<SetOpening>) {
-        let totals = self.m.ledger.state().totals();
-        let claimables = self.claimables();
-        let drawn = draws(&totals.beacon(), &party(3).node.public(), &claimables);
-        (totals.ticks, self.holding.show_all(&drawn, &claimables))
-    }
-
-    fn claim(&mut self) -> Result<Event, Refused> {
-        let (tick, openings) = self.shown();
-        self.provider_action(Action::Claim { tick, openings })
-    }
-}
-
-fn open(m: &mut Market, salt: u8, escrow: u128, collateral: u128, holding: &Holding) -> DealId {
-    let terms = m.terms(|t| {
-        (t.collateral, t.price, t.salt) = (Amount(collateral), price(holding.sum().bytes), [salt; 16]);
-    });
-    let action = Action::Open { terms: m.signed(terms.clone(), &m.provider.node), escrow: Amount(escrow) };
-    m.ok(&party(2), action);
-    terms.deal_id()
-}
-
-fn head(m: &Market, deal: DealId, seq: u64, holding: &Holding) -> FullHead {
-    let set = holding.sum();
-    m.head(deal, seq, |head: &mut HeadV1| {
-        (head.set_root, head.bytes, head.price) = (set.hash, set.bytes, price(set.bytes));
-    })
-}
 
 #[test]
 fn an_honest_provider_is_paid_to_the_end_of_the_escrow_without_its_client() {
@@ -376,112 +291,6 @@ fn what_a_silent_provider_owes_is_burned_before_its_deal_is_settled() {
 }
 
 #[test]
-fn a_false_alarm_costs_the_challenger_and_pays_the_provider() {
-    let mut away = Away::new(RATE * 100);
-    let deal = away.deal;
-    let (challenger, free) = (party(4).account.public(), away.m.free(&party(4)));
-    assert_eq!(away.m.refused(&party(3), Action::Challenge { deal }), ("own_deal", Blame::Sender));
-    away.m.ok(&party(4), Action::Challenge { deal });
-    assert_eq!(away.m.free(&party(4)), free - CHALLENGE_BOND.0);
-    assert_eq!(away.m.refused(&party(4), Action::Challenge { deal }).0, "challenge_exists");
-    // Another account's challenge, the client's say, stands beside it.
-    away.m.ok(&party(2), Action::Challenge { deal });
-    let answer = |away: &Away, of| {
-        let state = away.m.ledger.state();
-        let positions = state.challenge(deal, of)?.positions(deal, &of, &state.totals())?;
-        let openings = positions.into_iter().map(|position| away.holding.show(position)).collect();
-        Some(Action::Answer { deal, challenger: of, openings })
-    };
-    assert_eq!(answer(&away, challenger), None, "what is to be shown is not known yet");
-    let early = Action::Answer { deal, challenger, openings: vec![] };
-    assert_eq!(away.m.refused(&party(3), early.clone()), ("not_due", Blame::Nobody));
-    away.tick();
-    assert_eq!(away.m.refused(&party(3), early).0, "not_shown");
-    let of_client = answer(&away, party(2).account.public()).unwrap();
-    let Action::Answer { openings, .. } = of_client else { panic!("an answer") };
-    let mixed = Action::Answer { deal, challenger, openings };
-    assert_eq!(away.m.refused(&party(3), mixed).0, "not_shown", "each challenge draws its own");
-    let good = answer(&away, challenger).unwrap();
-    assert_eq!(away.m.refused(&party(4), good.clone()).0, "not_a_party");
-    let earned = away.m.free(&party(3));
-    away.provider_action(good.clone()).unwrap();
-    assert_eq!(away.m.free(&party(3)), earned + CHALLENGE_BOND.0 / 2);
-    assert_eq!(away.m.free(&party(4)), free - CHALLENGE_BOND.0, "the bond is lost");
-    assert_eq!(away.m.refused(&party(3), good).0, "no_such_challenge");
-    assert_eq!(away.on_ledger().collateral, Amount(RATE * 100));
-}
-
-#[test]
-fn who_answers_for_a_newer_head_is_not_paid_and_half_of_the_bond_comes_back() {
-    let mut away = Away::new(RATE * 100);
-    let (deal, challenger) = (away.deal, party(4).account.public());
-    let (free, earned) = (away.m.free(&party(4)), away.m.free(&party(3)));
-    away.m.ok(&party(4), Action::Challenge { deal });
-    // What was lost is left out of the next head, which client and provider signed.
-    away.holding = Holding::new(2, &[5_000, 100_000]);
-    let newer = away.head(2);
-    away.provider_action(Action::Anchor { head: newer }).unwrap();
-    let moving = Action::Answer { deal, challenger, openings: vec![] };
-    assert_eq!(away.provider_action(moving), Ok(Event::Challenged { deal, challenger }));
-    away.tick();
-    let state = away.m.ledger.state();
-    let challenge = state.challenge(deal, challenger).unwrap();
-    let positions = challenge.positions(deal, &challenger, &state.totals()).unwrap();
-    let openings = positions.into_iter().map(|position| away.holding.show(position)).collect();
-    let lost = Amount(CHALLENGE_BOND.0 / 2);
-    let answered = away.provider_action(Action::Answer { deal, challenger, openings });
-    assert_eq!(answered, Ok(Event::Answered { deal, challenger, lost }));
-    assert_eq!(away.m.free(&party(3)), earned, "nothing for what it may have lost");
-    assert_eq!(away.m.free(&party(4)), free - lost.0);
-}
-
-#[test]
-fn an_unanswered_challenge_takes_of_the_collateral_for_challenger_and_client() {
-    let mut away = Away::new(RATE * 5000);
-    let (deal, challenger) = (away.deal, party(4).account.public());
-    let (free, of_client) = (away.m.free(&party(4)), away.m.free(&party(2)));
-    away.m.ok(&party(4), Action::Challenge { deal });
-    away.m.ok(&party(3), Action::Close { deal, head: None });
-    let forfeit = Action::Forfeit { deal, challenger };
-    for _ in 0..CHALLENGE_TICKS {
-        away.tick();
-        assert_eq!(away.m.refused(&party(4), forfeit.clone()), ("not_due", Blame::Nobody));
-        assert_eq!(
-            away.m.refused(&party(3), Action::Settle { deal }).0,
-            "not_due",
-            "not before it is dealt with"
-        );
-    }
-    away.tick();
-    let late = Action::Answer { deal, challenger, openings: vec![] };
-    assert_eq!(away.m.refused(&party(3), late), ("too_late", Blame::Sender));
-    assert!(matches!(away.m.ok(&party(2), forfeit.clone()), Event::Forfeited { .. }));
-    assert_eq!(away.m.refused(&party(4), forfeit).0, "no_such_challenge");
-    let penalty = RATE * 5000 - away.on_ledger().collateral.0;
-    assert_eq!(
-        penalty,
-        (721 * RATE).min(RATE * 5000).max(CHALLENGE_BOND.0 * PENALTY_BONDS_MIN).min(RATE * 5000)
-    );
-    assert_eq!(away.m.free(&party(4)), free + penalty / 2, "the bond comes back with half of the penalty");
-    assert_eq!(away.m.free(&party(2)), of_client + penalty.div_ceil(2));
-    away.m.ok(&party(3), Action::Settle { deal });
-    // A deal that is closing can be challenged yet, for a while.
-    let mut away = Away::new(RATE);
-    let deal = away.deal;
-    away.m.ok(&party(3), Action::Close { deal, head: None });
-    away.tick();
-    away.m.ok(&party(4), Action::Challenge { deal });
-    away.tick();
-    assert_eq!(away.m.refused(&party(2), Action::Challenge { deal }).0, "closing");
-    let no_collateral = Away::new(0);
-    let mut m = no_collateral.m;
-    assert_eq!(
-        m.refused(&party(4), Action::Challenge { deal: no_collateral.deal }),
-        ("no_collateral", Blame::Provider)
-    );
-}
-
-#[test]
 fn deals_are_drawn_by_amount_and_bytes_by_length() {
     let claimable = |tag: u8, bytes: u64, amount: u128| {
         let m = Market::new();
@@ -507,16 +316,6 @@ fn deals_are_drawn_by_amount_and_bytes_by_length() {
     assert!(by_deal[0].abs_diff(2500) < 200 && by_deal[1] == 0, "{by_deal:?}");
     assert!(upper.abs_diff(3750) < 220, "{upper}");
     assert!(draws(&[0; 32], &party(3).node.public(), &[]).is_empty());
-}
-
-#[test]
-fn a_challenge_breaks_even_where_it_is_said_to() {
-    let penalty = Amount(CHALLENGE_BOND.0 * 8);
-    let rate = break_even_fault_rate(penalty);
-    let caught = spare_proofs::draw::detection(rate, CLAIM_DRAWS as u32);
-    let gain = caught * penalty.credits() / 2.0 - (1.0 - caught) * CHALLENGE_BOND.credits();
-    assert!(gain.abs() < 1e-9, "{gain}");
-    assert!(rate > 0.0 && rate < 0.02, "{rate}");
 }
 
 /// On average a provider gains nothing by dropping data and hiding the gap among data of its own making, whatever share it drops.

@@ -55,7 +55,7 @@ pub struct Record {
     pub received_bytes: u64,
     /// Challenges made on the ledger.
     pub challenged: u64,
-    /// Those that were answered, which cost the bond.
+    /// Those that were answered, which cost the bond, or half of it where the deal went over to another set meanwhile.
     pub answered: u64,
     /// Those that were not.
     pub won: u64,

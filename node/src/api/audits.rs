@@ -148,7 +148,7 @@ pub struct ChallengerStatus {
     pub open: usize,
     /// Challenges made in all.
     pub challenged: u64,
-    /// Those that were answered, which cost the bond.
+    /// Those that were answered, which cost the bond, or half of it where the deal went over to another set meanwhile.
     pub answered: u64,
     /// Those that were not.
     pub won: u64,
